@@ -1,0 +1,82 @@
+"""The requests that wait: bounded in all and per client, by priority and then by age."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter
+from itertools import count
+
+from phid.errors import Code, Refused
+from phid.ledger import Ticket
+
+_Rank = tuple[int, int]
+
+
+class Backlog:
+    """A bounded queue of tickets; refuses instead of growing."""
+
+    def __init__(self, *, limit: int, per_client: int) -> None:
+        self.limit = limit
+        self.per_client = per_client
+        self._ranked: list[tuple[_Rank, Ticket]] = []
+        self._rank_of: dict[Ticket, _Rank] = {}
+        self._share: Counter[str] = Counter()
+        self._count = count()
+
+    def __len__(self) -> int:
+        return len(self._ranked)
+
+    def check_room(self, client: str, retry_after_ms: int) -> None:
+        """Raises Refused (busy) when there is no room for one more of this client's."""
+        if len(self._ranked) >= self.limit:
+            raise Refused(
+                Code.BUSY, f"{self.limit} requests are waiting", retry_after_ms=retry_after_ms
+            )
+        if self._share[client] >= self.per_client:
+            raise Refused(
+                Code.BUSY,
+                f"{self.per_client} requests of this client are waiting",
+                retry_after_ms=retry_after_ms,
+            )
+
+    def push(self, ticket: Ticket, *, first: bool = False) -> int:
+        """How many are in front of it now. `first`: it had its turn and goes before all."""
+        age = -next(self._count) - 1 if first else next(self._count)
+        rank = (-10 if first else -ticket.request.priority, age)
+        insort(self._ranked, (rank, ticket), key=lambda entry: entry[0])
+        self._rank_of[ticket] = rank
+        self._share[ticket.client] += 1
+        return sum(other < rank for other, _ in self._ranked)
+
+    def pop(self) -> Ticket | None:
+        """The next to run, taken out."""
+        if not self._ranked:
+            return None
+        ticket = self._ranked[0][1]
+        self.remove(ticket)
+        return ticket
+
+    def remove(self, ticket: Ticket) -> bool:
+        """True if the ticket was waiting; it does not any more."""
+        rank = self._rank_of.pop(ticket, None)
+        if rank is None:
+            return False
+        self._ranked.remove((rank, ticket))
+        self._share[ticket.client] -= 1
+        if not self._share[ticket.client]:
+            del self._share[ticket.client]
+        return True
+
+    def expired(self, now: float) -> list[Ticket]:
+        """Those whose deadline has passed; they still wait to be removed."""
+        return [t for t in self._rank_of if t.deadline <= now]
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When the next of them expires."""
+        return min((t.deadline for t in self._rank_of), default=None)
+
+    @property
+    def oldest_arrival(self) -> float | None:
+        """When the one that waits longest arrived."""
+        return min((t.arrived for t in self._rank_of), default=None)

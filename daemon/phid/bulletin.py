@@ -1,0 +1,115 @@
+"""The device's word about itself on the wire: its state kept, its reports published."""
+
+from __future__ import annotations
+
+import time
+
+from phid import log, notify, reports
+from phid.backlog import Backlog
+from phid.broker import Will
+from phid.health import Health
+from phid.messages import JobEvent, StateEvent
+from phid.outbox import Outbox, Publication
+from phid.reports import State
+from phid.settings import Settings
+from phid.worker import Worker
+
+_log = log.get("bulletin")
+
+
+class Bulletin:
+    """Publishes status, info, health and events. Owner thread only; never waits.
+
+    `session` names the connection that the status is told on, `refused_filters` are what the
+    broker would not let us subscribe to.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        outbox: Outbox,
+        health: Health,
+        worker: Worker | None,
+    ) -> None:
+        self.settings = settings
+        self.session = "none"
+        self.refused_filters: tuple[str, ...] = ()
+        self.state = State("loading")
+        self._since = time.time()
+        self._outbox = outbox
+        self._health = health
+        self._worker = worker
+
+    def look(self, *, paused: bool, draining: bool, backlog: Backlog) -> bool:
+        """True if the state has changed; it has been told then."""
+        state = reports.state_of(
+            worker=self._worker,
+            paused=paused,
+            draining=draining,
+            refused_filters=self.refused_filters,
+        )
+        if state == self.state:
+            return False
+        self._change(state, backlog)
+        return True
+
+    def farewell(self, backlog: Backlog) -> None:
+        """Publish `offline`, as the will would."""
+        self._change(State("offline", "stopped"), backlog)
+
+    def publish_all(self, backlog: Backlog, *, paused: bool) -> None:
+        """Publish everything again."""
+        self.publish_status(backlog)
+        self.publish_info()
+        self.publish_health(backlog, paused=paused)
+
+    def publish_status(self, backlog: Backlog) -> None:
+        """Publish the state, retained; only `offline` does not expire."""
+        message = reports.status(
+            self.state,
+            session=self.session,
+            since=self._since,
+            queue=len(backlog),
+            worker=self._worker,
+        )
+        expiry_s = max(1, round(3 * self.settings.health.heartbeat_s))
+        self._outbox.put(
+            Publication(
+                self.settings.topics.status,
+                message,
+                retain=True,
+                expiry_s=None if self.state.name == "offline" else expiry_s,
+            )
+        )
+
+    def publish_info(self) -> None:
+        """Publish what the device is, retained."""
+        message = reports.info(self.settings, self._worker)
+        self._outbox.put(Publication(self.settings.topics.info, message, retain=True))
+
+    def publish_health(self, backlog: Backlog, *, paused: bool) -> None:
+        """Publish the numbers, if the network takes them."""
+        numbers = reports.health(
+            self._health,
+            worker=self._worker,
+            backlog=backlog,
+            paused=paused,
+            outbox=self._outbox,
+        )
+        self._outbox.send_now(self.settings.topics.health, reports.numbers_payload(numbers))
+
+    def publish_event(self, event: JobEvent | StateEvent) -> None:
+        """Publish a line of what has happened."""
+        self._outbox.put(Publication(self.settings.topics.event, event))
+
+    def will(self, session: str) -> Will:
+        """What the broker says for us when this connection is lost."""
+        return Will(self.settings.topics.status, reports.will_payload(session))
+
+    def _change(self, state: State, backlog: Backlog) -> None:
+        was, self.state, self._since = self.state, state, time.time()
+        _log.info("state_changed", state=state.name, was=was.name, reason=state.reason)
+        notify.notify(f"STATUS={state.name}" + (f": {state.reason}" if state.reason else ""))
+        self.publish_status(backlog)
+        event = StateEvent(ts=int(self._since), state=state.name, was=was.name, reason=state.reason)
+        self.publish_event(event)

@@ -1,0 +1,118 @@
+"""The line between the service and a child process: spawn a child on it, or be one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+from multiprocessing.connection import Pipe
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+if sys.platform == "win32":
+    from multiprocessing.connection import PipeConnection as Connection
+else:
+    from multiprocessing.connection import Connection
+
+__all__ = ["ENGINE", "Connection", "arrival", "inherited", "spawn"]
+
+ENGINE = (sys.executable, "-m", "phid.engine")
+"""The command of an engine, on the interpreter that runs this."""
+
+
+_VARIABLE = "PHID_CHANNEL"
+
+
+def spawn(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Start `command` with a connection to it; it gets its end by `inherited()`.
+
+    The caller reads the child's stderr (a pipe: what native libraries print) and keeps the Popen:
+    closing its stdin, or dying, ends the child, whatever it is doing. The child has a session of
+    its own, so a Ctrl-C in the terminal reaches only the caller.
+    """
+    ours, theirs = Pipe()
+    # The line goes to this child only: a copy in another child would hide that its end is gone.
+    handle = theirs.fileno()
+    options: dict[str, Any]
+    if sys.platform == "win32":
+        # Written from the documentation, never run: the handle list limits what is inherited.
+        os.set_handle_inheritable(handle, True)
+        options = {
+            "startupinfo": subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]}),
+            "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP,
+        }
+    else:
+        options = {"pass_fds": (handle,), "start_new_session": True}
+    try:
+        child = subprocess.Popen(  # noqa: S603 - the command is our own
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=_environment(handle),
+            **options,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return child, ours
+
+
+def inherited() -> Connection:
+    """Take this child's end of the line; from here on the process ends with its parent."""
+    handle = os.environ.pop(_VARIABLE, None)
+    if handle is None:
+        sys.exit("this program is started by the phid service and needs its connection")
+    _end_with_parent()
+    if sys.platform != "win32":
+        os.set_inheritable(int(handle), False)
+    return Connection(int(handle))
+
+
+def arrival(connection: Connection) -> Callable[[], bool]:
+    """Build a cheap test whether something (or the end) can be read from the connection now.
+
+    `Connection.poll` builds a selector each time, which is too much to do per token.
+    """
+    if sys.platform == "win32":
+        return connection.poll
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return lambda: bool(waiting.poll(0))
+
+
+def _environment(handle: int) -> dict[str, str]:
+    environment = os.environ | {_VARIABLE: str(handle)}
+    root = Path(__file__).parents[1]
+    # In a checkout, `phid` may be on our path by no way the child shares. An installed one is
+    # found by itself, and site-packages must not come before the standard library.
+    if root.name not in {"site-packages", "dist-packages"}:
+        paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return environment
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process once the parent's end of stdin is gone.
+
+    A native call can hold the GIL for a minute, during which no code of ours would see that the
+    connection has ended. Nothing is ever written to stdin, so the only signal is its end.
+    """
+    if sys.platform == "linux":
+        import fcntl  # noqa: PLC0415 - not on Windows
+        import signal  # noqa: PLC0415
+
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+            # It may have gone before this was armed.
+            if select.select([0], [], [], 0)[0]:
+                sys.exit("the parent process is gone")

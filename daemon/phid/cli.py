@@ -1,0 +1,252 @@
+"""The command line: phid run, ask, fleet, models, broker."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from phid import __version__, ask, fleet, log, progress, store
+from phid import settings as settings_module
+from phid.client import Unreachable
+from phid.jobs import Load
+from phid.settings import Settings, SettingsError
+
+EXIT_USAGE = 2
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: systemd shows it by name
+
+_EPILOG = """\
+settings: --config FILE, else $PHID_CONFIG, else /etc/phid/phid.toml; any of them as PHID_*,
+such as PHID_MQTT__HOST for mqtt.host.
+
+  phid run                                the daemon
+  phid ask "Why is the sky blue?"         a request, its answer streamed
+  phid fleet --once                       who is there
+  phid models prepare demo                a small real model to try it with
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command: its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = _settings(options)
+        command: Callable[[Settings, argparse.Namespace], int] = options.command
+        return command(settings, options)
+    except SettingsError as error:
+        print(f"phid: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except Unreachable as error:
+        print(f"phid: {error} (mqtt.host, mqtt.port or --host, --port)", file=sys.stderr)
+        return ask.EXIT_UNREACHABLE
+    except BrokenPipeError:  # the reader of our output has had enough
+        sys.stdout = None
+        return 0
+
+
+def _run(settings: Settings, options: argparse.Namespace) -> int:
+    from phid import service  # noqa: PLC0415 - the clients start faster without it
+
+    log.configure(settings.log.level, settings.log.format)
+    daemon = service.Service(settings, lambda: _settings(options), _model(settings))
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(
+                getattr(signal, name),
+                lambda number, _frame: daemon.post_signal(signal.Signals(number).name),
+            )
+    status = daemon.run()
+    if status == service.RESTART_STATUS:
+        os.execv(sys.executable, [sys.executable, "-m", "phid", *sys.argv[1:]])  # noqa: S606
+    return status
+
+
+def _model(settings: Settings) -> Load | None:
+    engine = settings.engine
+    if engine.runtime == "scripted":
+        name, path = engine.model.partition("?")[0] or "scripted", engine.model
+    else:
+        found = store.resolve(engine.model, settings.models_dir)
+        if found is None:
+            return None
+        name, path = found[0], str(found[1])
+    return Load(
+        runtime=engine.runtime,
+        model=name,
+        path=path,
+        threads=engine.threads,
+        prefill_slice=engine.prefill_slice,
+        max_context=engine.max_context,
+    )
+
+
+def _ask(settings: Settings, options: argparse.Namespace) -> int:
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    fields = ask.request_fields(
+        prompt,
+        system=options.system,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+    )
+    question = ask.Question(
+        settings.device,
+        fields,
+        timeout_s=options.timeout,
+        wait=options.wait,
+        as_json=options.json,
+    )
+    try:
+        return ask.ask(settings.mqtt, question, sys.stdout, sys.stderr)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(level) for level in first["loc"])
+        print(f"phid ask: {name}: {first['msg']}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _fleet(settings: Settings, options: argparse.Namespace) -> int:
+    while True:
+        seen = fleet.look(settings.mqtt, wait_s=options.wait)
+        if options.json:
+            print(json.dumps([device.row() for device in seen.devices()]))
+        elif seen.devices():
+            print(fleet.table(seen))
+        else:
+            print(f"no device answered under {settings.mqtt.base}", file=sys.stderr)
+        if options.once:
+            return 0 if seen.devices() else ask.EXIT_NO_ANSWER
+        sys.stdout.flush()
+        time.sleep(options.every)
+
+
+def _models_list(settings: Settings, options: argparse.Namespace) -> int:
+    found = store.models(settings.models_dir)
+    if options.json:
+        rows = [
+            {"name": m.name, "type": m.type, "context": m.context, "bytes": m.size_bytes}
+            for m in found
+        ]
+        print(json.dumps(rows))
+        return 0
+    if not found:
+        print(f"no models in {settings.models_dir}: try `phid models prepare demo`")
+    for model in found:
+        mb = model.size_bytes / 1e6
+        print(f"{model.name}  {model.type}, context {model.context}, {mb:.0f} MB  {model.path}")
+    return 0
+
+
+def _models_prepare(settings: Settings, options: argparse.Namespace) -> int:
+    from phid import demo  # noqa: PLC0415 - needs what phid[demo] brings
+
+    del options
+    try:
+        path = demo.prepare(settings.models_dir, progress.show)
+    except demo.DemoError as error:
+        print(f"phid models: {error}", file=sys.stderr)
+        return ask.EXIT_ERROR
+    print(path)
+    return 0
+
+
+def _broker(settings: Settings, options: argparse.Namespace) -> int:
+    from phid import embedded  # noqa: PLC0415 - needs what phid[demo] brings
+
+    host = options.host or "127.0.0.1"
+    return embedded.run(host, options.port or settings.mqtt.port)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """The settings, with what the command line says put over them."""
+    settings = settings_module.load(options.config)
+    mqtt = {name: value for name in ("host", "port") if (value := getattr(options, name, None))}
+    update: dict[str, object] = {"mqtt": settings.mqtt.model_copy(update=mqtt)}
+    if getattr(options, "device", None):
+        update["device"] = options.device
+    settings = settings.model_copy(update=update)
+    try:
+        settings.topics  # noqa: B018 - its constructor is the check
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    return settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, metavar="FILE", help="the settings file")
+    wire = argparse.ArgumentParser(add_help=False)
+    wire.add_argument("--host", help="the broker's host (mqtt.host)")
+    wire.add_argument("--port", type=int, help="the broker's port (mqtt.port)")
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", help="the device's name (device)")
+
+    parser = argparse.ArgumentParser(
+        prog="phid",
+        description="Small language and vision models on devices, asked and answered over MQTT.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"phid {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run", parents=[shared, wire, device], help="run the daemon in the foreground"
+    )
+    run.set_defaults(command=_run)
+
+    statuses = "\n".join(f"  {status:3}  {meaning}" for status, meaning in ask.EXITS.items())
+    asks = commands.add_parser(
+        "ask",
+        parents=[shared, wire, device],
+        help="send a request and stream its answer",
+        description="Send a request and stream its answer to stdout; the summary goes to stderr.",
+        epilog=f"exit status:\n{statuses}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    asks.add_argument("prompt", help="what to ask; - reads it from stdin")
+    asks.add_argument("--system", help="the system turn")
+    asks.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of the answer")
+    asks.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy")
+    asks.add_argument("--timeout", type=float, default=120.0, metavar="S", help="default 120")
+    asks.add_argument(
+        "--wait", action="store_true", help="ask again until a device takes it, or time is up"
+    )
+    asks.add_argument("--json", action="store_true", help="print the outcome's JSON, nothing else")
+    asks.set_defaults(command=_ask)
+
+    fleets = commands.add_parser(
+        "fleet", parents=[shared, wire], help="show the devices, their state and their numbers"
+    )
+    fleets.add_argument("--once", action="store_true", help="look once and exit")
+    fleets.add_argument("--json", action="store_true", help="as a JSON array")
+    fleets.add_argument(
+        "--wait", type=float, default=3.0, metavar="S", help="gather for so long (default 3)"
+    )
+    fleets.add_argument(
+        "--every", type=float, default=5.0, metavar="S", help="look again after (default 5)"
+    )
+    fleets.set_defaults(command=_fleet)
+
+    models = commands.add_parser("models", parents=[shared], help="show and prepare models")
+    models.add_argument("--json", action="store_true", help="as a JSON array")
+    models.set_defaults(command=_models_list)
+    model_commands = models.add_subparsers(metavar="COMMAND")
+    prepare = model_commands.add_parser("prepare", help="make a model that comes with the extras")
+    prepare.add_argument("name", choices=["demo"], help="demo: SmolLM2-135M-Instruct, int4, 90 MB")
+    prepare.set_defaults(command=_models_prepare)
+
+    broker = commands.add_parser(
+        "broker",
+        parents=[shared, wire],
+        help="run the embedded MQTT 5 broker, for trying things out",
+        description="An embedded MQTT 5 broker on loopback: for trying phid, not for a fleet.",
+    )
+    broker.set_defaults(command=_broker)
+    return parser

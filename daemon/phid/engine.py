@@ -1,0 +1,168 @@
+"""The engine program: one loaded model, jobs in and events out over the connection it was given."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import time
+from collections import deque
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from phid import channel
+from phid.errors import Code, Refused
+from phid.generation import describe, generate
+from phid.jobs import (
+    Cancel,
+    Command,
+    Event,
+    Failed,
+    Job,
+    Load,
+    LoadFailed,
+    Loading,
+    Ready,
+    Stop,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from phid.channel import Connection
+    from phid.generation import Runtime
+
+
+class Engine:
+    """Takes Load, then jobs one at a time in the order they came, in one thread.
+
+    The runtime holds the GIL for a whole step, so commands are looked at between two events.
+    """
+
+    def __init__(self, connection: Connection, clock: Callable[[], float] = time.monotonic) -> None:
+        self._connection = connection
+        self._arrived = channel.arrival(connection)
+        self._clock = clock
+        self._queue: deque[tuple[Job, float]] = deque()
+        self._running: str | None = None
+        self._cancelled = False
+        self._stopping = False
+
+    def run(self) -> int:
+        """Serve until Stop: the exit status. Raises EOFError or OSError when the line ends."""
+        load = self._connection.recv()
+        if isinstance(load, Stop):
+            return 0
+        runtime = self._load(load)
+        if runtime is None:
+            return 1
+        with closing(runtime):
+            self._send(Ready(runtime.facts))
+            while not self._stopping:
+                if self._queue:
+                    self._serve(runtime)
+                else:
+                    self._take(self._connection.recv())
+                self._take_arrived()
+        for job, _ in self._queue:
+            self._send(Failed(job.id, Code.CANCELLED, "the engine was stopped"))
+        return 0
+
+    def _load(self, load: Load) -> Runtime | None:
+        try:
+            return load_runtime(load, self._send)
+        except Refused as refused:
+            self._send(LoadFailed(refused.failure.code, refused.failure.message))
+        except Exception as error:  # noqa: BLE001 - the service is told, whatever it was
+            self._send(LoadFailed(*describe(error, quote=True)))
+        return None
+
+    def _serve(self, runtime: Runtime) -> None:
+        job, received_s = self._queue.popleft()
+        self._running = job.id
+        self._cancelled = False
+        events = generate(
+            job,
+            runtime,
+            received_s=received_s,
+            cancelled=lambda: self._cancelled,
+            clock=self._clock,
+        )
+        with closing(events):
+            for event in events:
+                self._send(event)
+                self._take_arrived()
+        self._running = None
+
+    def _take_arrived(self) -> None:
+        while self._arrived():
+            self._take(self._connection.recv())
+
+    def _take(self, command: Command) -> None:
+        match command:
+            case Job():
+                self._queue.append((command, self._clock()))
+            case Cancel():
+                self._cancel(command.job_id)
+            case Stop():
+                # Whatever runs ends as cancelled at its next token: every job gets its outcome.
+                self._stopping = self._cancelled = True
+            case Load():
+                raise TypeError("an engine loads one model: a second Load came")
+            case _:
+                assert_never(command)
+
+    def _cancel(self, job_id: str) -> None:
+        if job_id == self._running:
+            self._cancelled = True
+            return
+        for entry in self._queue:
+            if entry[0].id == job_id:
+                self._queue.remove(entry)
+                self._send(Failed(job_id, Code.CANCELLED, "cancelled before it started"))
+                return
+
+    def _send(self, event: Event) -> None:
+        self._connection.send(event)
+
+
+def load_runtime(load: Load, report: Callable[[Loading], None]) -> Runtime:
+    """Load the model into the runtime `load` names; raises Refused with what a person can do.
+
+    A runtime is imported when it is asked for: the native ones take memory, and can be missing
+    or die on a CPU they were not built for.
+    """
+    if load.runtime == "scripted":
+        from phid import scripted  # noqa: PLC0415
+
+        return scripted.load(load, report)
+    from phid import runtime  # noqa: PLC0415
+
+    return runtime.load(load, report)
+
+
+def main() -> int:
+    """Run one engine on the connection this process was started with."""
+    # Before the first import of either library: later, part of the telemetry stays on.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    # The service ends an engine, by Stop or by ending the connection. What a terminal or a
+    # service manager sends to the whole group must not cut off the answer it is draining.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # Native libraries print to stdout as they like; the service reads one stream.
+    os.dup2(2, 1)
+    faulthandler.enable()
+    # The engine is the one to go when memory runs out: its jobs are answered and it comes back.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
+    connection = channel.inherited()
+    with contextlib.suppress(EOFError, ConnectionError), connection:
+        return Engine(connection).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

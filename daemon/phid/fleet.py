@@ -1,0 +1,116 @@
+"""Who is there: every device's status, info and health, gathered after a discover."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from phid.broker import Inbound
+from phid.client import Client
+from phid.settings import Mqtt
+from phid.topics import Topics
+
+_OUTS = ("status", "info", "health")
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one device has said."""
+
+    device: str
+    status: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    health: dict[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """What an operator wants in one line."""
+        model = self.info.get("model") or {}
+        return {
+            "device": self.device,
+            "state": self.status.get("state", "unknown"),
+            "reason": self.status.get("reason"),
+            "model": self.status.get("model") or model.get("model"),
+            "provider": self.status.get("provider"),
+            "queue": self.health.get("queue_depth", self.status.get("queue")),
+            "tokens_per_s": self.health.get("tokens_per_s_p50"),
+            "temp_c": self.health.get("temp_c"),
+            "seen_s_ago": max(0, round(time.time() - self.status.get("ts", time.time()))),
+            "version": self.status.get("version"),
+        }
+
+
+class Fleet:
+    """Gathers what devices publish; knows only what it was told."""
+
+    def __init__(self, base: str) -> None:
+        self._base = base
+        self._devices: dict[str, Seen] = {}
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """What to subscribe to."""
+        return tuple(f"{self._base}/+/out/{out}" for out in _OUTS)
+
+    def take(self, inbound: Inbound) -> None:
+        """Remember what a device said; what is no JSON object of ours is passed over."""
+        levels = inbound.topic.removeprefix(f"{self._base}/").split("/")
+        if len(levels) != 3 or levels[1] != "out" or levels[2] not in _OUTS:
+            return
+        try:
+            content = json.loads(inbound.payload)
+        except ValueError:
+            return
+        if not isinstance(content, dict):
+            return
+        seen = self._devices.setdefault(levels[0], Seen(levels[0]))
+        if levels[2] == "status" and self._is_stale(seen.status, content):
+            return
+        setattr(seen, levels[2], content)
+
+    @staticmethod
+    def _is_stale(known: dict[str, Any], told: dict[str, Any]) -> bool:
+        """True for the last will of a connection that another has already followed."""
+        return (
+            told.get("reason") == "lwt"
+            and known.get("state") not in (None, "offline")
+            and known.get("session") != told.get("session")
+        )
+
+    def devices(self) -> list[Seen]:
+        """All that were heard of, by name."""
+        return [self._devices[name] for name in sorted(self._devices)]
+
+    @property
+    def complete(self) -> bool:
+        """True if every device that is not offline has sent all three."""
+        alive = [s for s in self._devices.values() if s.status.get("state") != "offline"]
+        return bool(alive) and all(s.status and s.info and s.health for s in alive)
+
+
+def look(mqtt: Mqtt, *, wait_s: float, connect_s: float = 5.0) -> Fleet:
+    """The fleet as it answers a discover within `wait_s`. Raises client.Unreachable."""
+    fleet = Fleet(mqtt.base)
+    with Client(mqtt, fleet.filters) as client:
+        client.connect(connect_s)
+        client.publish(Topics(mqtt.base, "phid").discover, b"{}")
+        late = time.monotonic() + wait_s
+        while (inbound := client.receive(late)) is not None:
+            fleet.take(inbound)
+    return fleet
+
+
+def table(fleet: Fleet) -> str:
+    """The fleet as aligned text, a line a device."""
+    columns = ("device", "state", "model", "provider", "queue", "tokens_per_s", "temp_c")
+    rows = [[*(column for column in columns), "reason"]]
+    rows += [
+        [*("-" if (value := row[c]) is None else str(value) for c in columns), row["reason"] or ""]
+        for row in (seen.row() for seen in fleet.devices())
+    ]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

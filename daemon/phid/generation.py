@@ -1,0 +1,189 @@
+"""How a job is decoded, whatever the runtime: slices, tokens, stop strings, cancel, deadline."""
+
+from __future__ import annotations
+
+import codecs
+import math
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Protocol
+
+from phid.errors import Code, Refused
+from phid.jobs import (
+    EngineFacts,
+    Failed,
+    Finish,
+    Finished,
+    Job,
+    JobEvent,
+    Prefilled,
+    Started,
+    Token,
+    Usage,
+)
+from phid.stops import StopFilter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+
+class Stream(Protocol):
+    """One job inside a runtime: its prompt is encoded and fits, nothing has been computed."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How long the prompt is."""
+
+    @property
+    def room(self) -> int:
+        """How many tokens the context leaves for the answer."""
+
+    def prefill(self) -> Iterator[int]:
+        """Compute the prompt slice by slice: the tokens in the cache after each."""
+
+    def step(self) -> bytes | None:
+        """Generate one token: the bytes it adds (they may end inside a character), None at EOS."""
+
+    def close(self) -> None:
+        """Release what the job holds."""
+
+
+class Runtime(Protocol):
+    """A loaded model that takes one job at a time."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What Ready says."""
+
+    def open(self, job: Job) -> Stream:
+        """Encode the job's prompt; raises Refused where it cannot be taken."""
+
+    def close(self) -> None:
+        """Release the model."""
+
+
+def generate(
+    job: Job,
+    runtime: Runtime,
+    *,
+    received_s: float,
+    cancelled: Callable[[], bool],
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[JobEvent]:
+    """Run the job: its events, the last of them Finished or Failed.
+
+    `cancelled` and the deadline (the job's budget from `received_s` on) are looked at after each
+    event. The joined text of the Token events is the text of Finished, always: what was held back
+    for a stop string that did not come is sent with the last token, or in a Token of its own where
+    no more token was generated. Bytes at the end that make no whole character are dropped; inside
+    the text they become U+FFFD.
+    """
+    if cancelled():
+        yield Failed(job.id, Code.CANCELLED, "cancelled before it started")
+        return
+    deadline_s = math.inf if job.budget_s is None else received_s + job.budget_s
+    if clock() >= deadline_s:
+        yield Failed(job.id, Code.EXPIRED, "its deadline passed before it started")
+        return
+    run = _Run(job, received_s, deadline_s, cancelled, clock)
+    try:
+        with closing(runtime.open(job)) as stream:
+            yield from run.events(stream)
+    except Refused as refused:
+        failure = refused.failure
+        yield Failed(job.id, failure.code, failure.message, failure.field, run.text)
+    except Exception as error:  # noqa: BLE001 - whatever a native runtime raises, the engine lives on
+        code, message = describe(error, quote=run.quotable)
+        yield Failed(job.id, code, message, text=run.text)
+
+
+def describe(error: Exception, *, quote: bool) -> tuple[Code, str]:
+    """Put a runtime's exception into a code and one line, in its own words if `quote`."""
+    words = str(error).strip().partition("\n")[0][:300]
+    # ONNX Runtime says it in words where the allocation was its own.
+    if isinstance(error, MemoryError) or "Failed to allocate memory" in words:
+        return Code.NO_MEMORY, "there is not enough memory for it"
+    name = type(error).__name__
+    return Code.INTERNAL, f"{name}: {words}" if quote and words else name
+
+
+class _Run:
+    """One job under way: its clock, its text so far."""
+
+    def __init__(
+        self,
+        job: Job,
+        received_s: float,
+        deadline_s: float,
+        cancelled: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self._job = job
+        self._received_s = received_s
+        self._deadline_s = deadline_s
+        self._cancelled = cancelled
+        self._clock = clock
+        self._shown: list[str] = []
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stops = StopFilter(job.sampling.stop)
+        # Until the prompt is encoded an exception may quote it.
+        self.quotable = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self._shown)
+
+    def events(self, stream: Stream) -> Iterator[JobEvent]:
+        self.quotable = True
+        began_s = self._clock()
+        yield Started(self._job.id, stream.prompt_tokens)
+        finish = yield from self._prefill(stream)
+        prefilled_s = first_s = self._clock()
+        limit = min(self._job.sampling.max_tokens, stream.room)
+        count = 0
+        while finish is None and count < limit and (finish := self._interrupted()) is None:
+            piece = stream.step()
+            if not count:
+                first_s = self._clock()
+            if piece is None:
+                finish = Finish.STOP
+                break
+            count += 1
+            text, matched = self._stops.feed(self._characters.decode(piece))
+            if matched:
+                finish = Finish.STOP
+            elif count == limit:
+                text += self._stops.flush()
+                finish = Finish.LENGTH
+            yield self._show(text)
+        if held := self._stops.flush():
+            yield self._show(held)
+        yield Finished(
+            self._job.id,
+            finish or Finish.LENGTH,
+            self.text,
+            Usage(prompt_tokens=stream.prompt_tokens, output_tokens=count),
+            prefill_ms=(prefilled_s - began_s) * 1e3,
+            ttft_ms=(first_s - self._received_s) * 1e3 if count else 0.0,
+            decode_ms=(self._clock() - prefilled_s) * 1e3,
+        )
+
+    def _prefill(self, stream: Stream) -> Generator[JobEvent, None, Finish | None]:
+        if (finish := self._interrupted()) is not None:
+            return finish
+        for tokens in stream.prefill():
+            yield Prefilled(self._job.id, tokens)
+            if (finish := self._interrupted()) is not None:
+                return finish
+        return None
+
+    def _show(self, text: str) -> Token:
+        self._shown.append(text)
+        return Token(self._job.id, text)
+
+    def _interrupted(self) -> Finish | None:
+        if self._cancelled():
+            return Finish.CANCELLED
+        if self._clock() >= self._deadline_s:
+            return Finish.DEADLINE
+        return None

@@ -1,0 +1,141 @@
+"""The numbers that fleets watch: counted here, sampled here. psutil's one home."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import Counter, deque
+from pathlib import Path
+
+import psutil
+
+_RASPBERRY_THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
+_MIB = 1024 * 1024
+_SAMPLES = 256
+
+KEYS: dict[str, str] = {
+    "up": "1: the service runs",
+    "connected": "1: the broker has us",
+    "model_loaded": "1: the engine takes jobs",
+    "paused": "1: paused by an operator",
+    "queue_depth": "requests that wait",
+    "queue_oldest_ms": "age of the one that waits longest",
+    "jobs_ok_total": "results with finish stop or length",
+    "jobs_error_total": "other errors after acceptance",
+    "jobs_busy_total": "refused for lack of room",
+    "jobs_refused_total": "refused for any other reason",
+    "jobs_expired_total": "deadlines passed, before or after the start",
+    "jobs_cancelled_total": "cancelled, before or after the start",
+    "jobs_engine_lost_total": "ended by the loss of an engine",
+    "jobs_duplicate_total": "asked again and answered from memory",
+    "ttft_ms_p50": "arrival to first token, of the last 256 jobs",
+    "ttft_ms_p95": "same, 95th percentile",
+    "tokens_per_s_p50": "decode rate, of the last 256 jobs",
+    "tokens_out_total": "tokens generated",
+    "cpu_pct": "the machine's, since the last message",
+    "ram_used_mb": "the machine's, MiB",
+    "disk_free_mb": "where models are kept, MiB",
+    "temp_c": "hottest CPU or SoC sensor",
+    "throttled": "1: the firmware slows the CPU down (Raspberry Pi)",
+    "service_rss_mb": "resident memory of the service, MiB",
+    "engine_rss_mb": "resident memory of the engine, MiB",
+    "reconnects_total": "connections to the broker after the first",
+    "engine_restarts_total": "engines started after the first",
+    "deltas_dropped_total": "deltas not sent: their text came with the result",
+    "messages_dropped_total": "reports not sent; never an outcome",
+    "uptime_s": "since the service started",
+}
+"""Every key of out/health with its meaning; a sensor that is absent is an absent key."""
+
+
+class Health:
+    """Counters and samples of one run of the service."""
+
+    def __init__(self, models_dir: Path) -> None:
+        self.counts: Counter[str] = Counter()
+        self._ttft_ms: deque[float] = deque(maxlen=_SAMPLES)
+        self._tokens_per_s: deque[float] = deque(maxlen=_SAMPLES)
+        self._job_s: deque[float] = deque(maxlen=16)
+        self._began = time.monotonic()
+        self._models_dir = models_dir
+        self._process = psutil.Process()
+        psutil.cpu_percent()  # the first call only sets the mark that the next one counts from
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to the counter `<name>_total`."""
+        self.counts[name] += by
+
+    def job_measured(
+        self, *, ttft_ms: float, tokens_per_s: float, job_s: float, tokens: int
+    ) -> None:
+        """Remember what a job that generated something took."""
+        self.counts["tokens_out"] += tokens
+        self._job_s.append(job_s)
+        if tokens:
+            self._ttft_ms.append(ttft_ms)
+        if tokens_per_s:
+            self._tokens_per_s.append(tokens_per_s)
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the service started."""
+        return time.monotonic() - self._began
+
+    def wait_ms(self, jobs_in_front: int) -> int | None:
+        """How long so many jobs will take, by the last sixteen; None before the first."""
+        if not self._job_s:
+            return None
+        return round(sum(self._job_s) / len(self._job_s) * jobs_in_front * 1000)
+
+    def sample(self, engine_pid: int | None) -> dict[str, float]:
+        """What the machine and both programs are doing now, with all counters and percentiles."""
+        numbers: dict[str, float] = {"up": 1, "uptime_s": round(self.uptime_s)}
+        for key in KEYS:
+            if key.endswith("_total"):
+                numbers[key] = self.counts[key.removesuffix("_total")]
+        for key, samples, share in (
+            ("ttft_ms_p50", self._ttft_ms, 0.5),
+            ("ttft_ms_p95", self._ttft_ms, 0.95),
+            ("tokens_per_s_p50", self._tokens_per_s, 0.5),
+        ):
+            if samples:
+                numbers[key] = round(percentile(list(samples), share), 1)
+        numbers["cpu_pct"] = psutil.cpu_percent()
+        numbers["ram_used_mb"] = round(psutil.virtual_memory().used / _MIB)
+        numbers["service_rss_mb"] = round(self._process.memory_info().rss / _MIB, 1)
+        with contextlib.suppress(OSError, psutil.Error):
+            if engine_pid is not None:
+                numbers["engine_rss_mb"] = round(
+                    psutil.Process(engine_pid).memory_info().rss / _MIB, 1
+                )
+        with contextlib.suppress(OSError):
+            home = next(p for p in (self._models_dir, *self._models_dir.parents) if p.exists())
+            numbers["disk_free_mb"] = round(psutil.disk_usage(str(home)).free / _MIB)
+        if (temperature := _temperature_c()) is not None:
+            numbers["temp_c"] = temperature
+        with contextlib.suppress(OSError, ValueError):
+            # Bits 0-3 are what holds now, 16-19 what has happened since boot.
+            numbers["throttled"] = int(bool(int(_RASPBERRY_THROTTLED.read_text(), 16) & 0xF))
+        return numbers
+
+
+def percentile(samples: list[float], share: float) -> float:
+    """The smallest sample that at least this share of all does not exceed."""
+    ranked = sorted(samples)
+    return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
+
+
+def memory_mb() -> int:
+    """The machine's memory, MiB."""
+    return int(psutil.virtual_memory().total / _MIB)
+
+
+def _temperature_c() -> float | None:
+    """The hottest of the sensors; boards have one per zone and name them as they like."""
+    try:
+        sensors = psutil.sensors_temperatures()
+    except (AttributeError, OSError):  # not on this platform
+        return None
+    heats = [s.current for zone in sensors.values() for s in zone if 0 < s.current < 150]
+    return round(max(heats), 1) if heats else None

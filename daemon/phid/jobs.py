@@ -1,0 +1,201 @@
+"""The values that cross between the service and an engine: jobs and commands in, events out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from phid.errors import Code
+
+
+class Finish(StrEnum):
+    """Why a job that started has ended with a result."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen and when to stop; temperature 0 is greedy."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 50
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+# Commands: service -> engine.
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load this model; the first command an engine gets, answered by Ready or LoadFailed.
+
+    `threads` 0 means: as many as the CPU affinity and the cgroup quota allow. `max_context`
+    caps the model's own context (tokens), 0 leaves it.
+    """
+
+    runtime: Literal["genai", "scripted"]
+    model: str
+    path: str
+    threads: int = 0
+    prefill_slice: int = 64
+    max_context: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request as the engine sees it.
+
+    `budget_s` is what is left of the deadline when the job is handed over: clocks are not
+    shared between processes.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    budget_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End this job at the next token or prefill slice; unknown ids are ignored."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Release the model and exit with status 0."""
+
+
+Command = Load | Job | Cancel | Stop
+
+
+# Events: engine -> service.
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine knows about itself once its model is loaded.
+
+    `context` in tokens; `kv_bytes_per_token` is what the cache takes for one token of
+    max_length; `provider` is where the nodes were placed, by the runtime's own word.
+    """
+
+    model: str
+    kind: Literal["text", "vision"]
+    runtime: str
+    runtime_version: str
+    provider: str
+    threads: int
+    context: int
+    kv_bytes_per_token: int
+    load_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The model is being loaded: a stage in words, and the share done where it is known."""
+
+    stage: str
+    fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded and warmed up: jobs are taken."""
+
+    facts: EngineFacts
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The model cannot be loaded; the engine exits after this."""
+
+    code: Code
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The job's prompt fits and its prefill begins."""
+
+    job_id: str
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """So many of the prompt's tokens are in the cache: a sign of life."""
+
+    job_id: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One more token was generated.
+
+    `text` is what it adds to the answer: empty while bytes of a character or the start of a
+    possible stop string are held back.
+    """
+
+    job_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one job, named as OpenAI names them where they mean the same."""
+
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The job has ended with an answer; `text` is the whole of it, equal to the joined tokens.
+
+    `ttft_ms` runs from the hand-over to the first token, `prefill_ms` and `decode_ms` are the
+    time spent in each phase.
+    """
+
+    job_id: str
+    finish: Finish
+    text: str
+    usage: Usage
+    prefill_ms: float
+    ttft_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job has ended without an answer; `text` is what was generated before that."""
+
+    job_id: str
+    code: Code
+    message: str
+    field: str | None = None
+    text: str = ""
+
+
+Event = Loading | Ready | LoadFailed | Started | Prefilled | Token | Finished | Failed
+JobEvent = Started | Prefilled | Token | Finished | Failed

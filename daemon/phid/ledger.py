@@ -1,0 +1,126 @@
+"""Who asked what: the identity of requests, and the outcomes kept for those who ask again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Literal
+
+from phid.errors import Code, Refused
+from phid.messages import Outcome, Request
+
+Key = tuple[str, str]
+"""(client, id): what a request is known by."""
+
+# A requester that retries with a new reply topic each time must not grow a ticket without bound.
+_MAX_ADDRESSES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyAddress:
+    """Where an answer goes, and the correlation data to send along untouched."""
+
+    topic: str
+    correlation: bytes | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One accepted request, from its arrival to its outcome. Times are monotonic seconds."""
+
+    client: str
+    id: str
+    digest: str
+    request: Request
+    address: ReplyAddress
+    arrived: float
+    deadline: float
+    job_id: str
+    topic: str
+    id_given: bool
+    state: Literal["queued", "running", "ended"] = "queued"
+    lost_engines: int = 0
+    outcome: Outcome | None = None
+    forget_at: float = 0.0
+    late_addresses: list[ReplyAddress] = field(default_factory=list)
+
+    @property
+    def key(self) -> Key:
+        """What it is known by."""
+        return self.client, self.id
+
+    @property
+    def streams(self) -> bool:
+        """True if its requester wants deltas."""
+        return self.request.stream == "delta"
+
+    def also_answer(self, address: ReplyAddress) -> None:
+        """Send the outcome here too: somebody has asked again. Raises Refused if too many have."""
+        if address == self.address or address in self.late_addresses:
+            return
+        if len(self.late_addresses) >= _MAX_ADDRESSES:
+            raise Refused(Code.BUSY, "too many reply topics for one request")
+        self.late_addresses.append(address)
+
+
+class Ledger:
+    """Every request that is open, and the outcomes of the last dedupe window."""
+
+    def __init__(self, *, keep_s: float, keep_entries: int) -> None:
+        self.keep_s = keep_s
+        self.keep_entries = keep_entries
+        self._open: dict[Key, Ticket] = {}
+        self._ended: OrderedDict[Key, Ticket] = OrderedDict()
+        self._unnamed: dict[tuple[str, str], Ticket] = {}
+
+    def __len__(self) -> int:
+        return len(self._open) + len(self._ended)
+
+    @property
+    def open_tickets(self) -> list[Ticket]:
+        """Requests without an outcome yet, oldest first."""
+        return list(self._open.values())
+
+    def find(self, key: Key, digest: str) -> Ticket | None:
+        """The ticket of the same request, open or ended; None if it is new.
+
+        Raises Refused (id_conflict) when the id was used for another request.
+        """
+        ticket = self._open.get(key) or self._ended.get(key)
+        if ticket is not None and ticket.digest != digest:
+            raise Refused(Code.ID_CONFLICT, "this id was used for another request", field="id")
+        return ticket
+
+    def find_redelivered(self, topic: str, digest: str) -> Ticket | None:
+        """The ticket of a request that came without an id, now delivered again by the broker."""
+        return self._unnamed.get((topic, digest))
+
+    def get_open(self, key: Key) -> Ticket | None:
+        """The open ticket of this key."""
+        return self._open.get(key)
+
+    def open(self, ticket: Ticket) -> None:
+        """Know this request from now on."""
+        self._open[ticket.key] = ticket
+        if not ticket.id_given:
+            self._unnamed[ticket.topic, ticket.digest] = ticket
+
+    def close(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
+        """Keep the outcome for the dedupe window: as long as the deadline was, or keep_s."""
+        del self._open[ticket.key]
+        ticket.state = "ended"
+        ticket.outcome = outcome
+        ticket.forget_at = now + max(self.keep_s, ticket.deadline - ticket.arrived)
+        self._ended[ticket.key] = ticket
+        while len(self._ended) > self.keep_entries:
+            self._forget(next(iter(self._ended.values())))
+
+    def prune(self, now: float) -> None:
+        """Forget outcomes whose window is over."""
+        for ticket in [t for t in self._ended.values() if t.forget_at <= now]:
+            self._forget(ticket)
+
+    def _forget(self, ticket: Ticket) -> None:
+        del self._ended[ticket.key]
+        if self._unnamed.get((ticket.topic, ticket.digest)) is ticket:
+            del self._unnamed[ticket.topic, ticket.digest]

@@ -1,0 +1,28 @@
+"""Word to systemd: ready, alive, stopping. A no-op where nobody listens."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+def notify(*lines: str) -> None:
+    """Send `READY=1` and its kin to $NOTIFY_SOCKET; see sd_notify(3)."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+            out.connect(address)
+            out.sendall("\n".join(lines).encode())
+    except OSError:
+        pass  # systemd draws its own conclusions from silence
+
+
+def watchdog_interval_s() -> float | None:
+    """How often `WATCHDOG=1` is to be sent: half of what systemd waits for; None if it does not."""
+    if os.environ.get("WATCHDOG_PID") not in (None, str(os.getpid())):
+        return None
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 2e6 if microseconds.isdigit() and int(microseconds) else None

@@ -1,0 +1,165 @@
+"""What is to be published: kept until the broker has it, within a window, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+from pydantic import BaseModel
+
+from phid import log, messages
+from phid.broker import Connected, Link, Sent
+from phid.errors import Code, Failure
+from phid.ledger import ReplyAddress
+from phid.messages import ErrorMessage, Result
+
+# What a PUBLISH packet has beyond topic and payload, generously: fixed header and properties.
+_PACKET_OVERHEAD = 128
+# At most so many QoS 0 messages may sit unwritten in paho: it has no bound of its own.
+_MAX_UNWRITTEN = 32
+_MAX_WAITING = 2048
+_log = log.get("outbox")
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A QoS 1 message on its way out.
+
+    `outcome` marks what may never be dropped and is marked as a duplicate when sent again;
+    anything else is forgotten with the connection it was sent on.
+    """
+
+    topic: str
+    message: BaseModel
+    correlation: bytes | None = None
+    retain: bool = False
+    expiry_s: int | None = None
+    outcome: bool = False
+    sent_before: bool = False
+
+
+class Outbox:
+    """Sends what is put into it; the owner thread's own, and never waits."""
+
+    def __init__(self) -> None:
+        self._link: Link | None = None
+        self._window = 0
+        self._packet_bytes = 0
+        self._waiting: deque[Publication] = deque()
+        self._in_flight: dict[int, Publication] = {}
+        self._unwritten: set[int] = set()
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._in_flight)
+
+    @property
+    def connected(self) -> bool:
+        """True while there is a link to publish on."""
+        return self._link is not None
+
+    @property
+    def congested(self) -> bool:
+        """True while QoS 0 messages would only pile up: nobody, or too slow a broker, reads."""
+        return self._link is None or len(self._unwritten) >= _MAX_UNWRITTEN
+
+    def connect(self, connected: Connected) -> None:
+        """Publish on this link from now on, what is still owed first."""
+        self._link = connected.link
+        self._window = connected.window
+        self._packet_bytes = connected.packet_bytes
+        self._flush()
+
+    def disconnect(self) -> None:
+        """Keep what was not acknowledged and is an outcome; it is sent again, marked."""
+        self._link = None
+        self._unwritten.clear()
+        owed = [replace(p, sent_before=True) for p in self._in_flight.values() if p.outcome]
+        self._in_flight.clear()
+        self._waiting = deque([*owed, *(p for p in self._waiting if p.outcome)])
+
+    def put(self, publication: Publication) -> None:
+        """Publish at QoS 1 when the window allows. Without a link only outcomes are kept."""
+        if not publication.outcome and (self._link is None or len(self._waiting) >= _MAX_WAITING):
+            self.dropped += 1
+            return
+        self._waiting.append(publication)
+        self._flush()
+
+    def answer(self, address: ReplyAddress, message: BaseModel) -> None:
+        """Publish a message to whoever asked."""
+        outcome = isinstance(message, Result | ErrorMessage)
+        self.put(Publication(address.topic, message, address.correlation, outcome=outcome))
+
+    def refuse(self, address: ReplyAddress, message: ErrorMessage) -> None:
+        """Publish why something was not accepted: an answer, but one that a flood may lose."""
+        self.put(Publication(address.topic, message, address.correlation))
+
+    def send_now(
+        self, topic: str, message: BaseModel | bytes, correlation: bytes | None = None
+    ) -> bool:
+        """True if it was handed to the network at QoS 0; False, and dropped, when congested."""
+        if self._link is None or self.congested:
+            return False
+        payload = message if isinstance(message, bytes) else messages.encode(message)
+        if not self._fits(topic, payload, correlation):
+            return False
+        # on_publish comes for QoS 0 too, once the socket has taken it; never before this returns
+        # to the owner's loop, for it comes through the mailbox.
+        self._unwritten.add(self._link.publish(topic, payload, qos=0, correlation=correlation))
+        return True
+
+    def sent(self, event: Sent) -> None:
+        """The broker has one (QoS 1) or the socket has (QoS 0): send the next."""
+        if self._link is None or event.session != self._link.session:
+            return
+        self._unwritten.discard(event.mid)
+        if self._in_flight.pop(event.mid, None) is not None:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._link is not None and self._waiting and len(self._in_flight) < self._window:
+            publication = self._waiting.popleft()
+            payload = self._payload(publication)
+            if payload is None:
+                continue
+            mid = self._link.publish(
+                publication.topic,
+                payload,
+                qos=1,
+                retain=publication.retain,
+                correlation=publication.correlation,
+                expiry_s=publication.expiry_s,
+                user=_user_properties(publication.message),
+            )
+            self._in_flight[mid] = publication
+
+    def _payload(self, publication: Publication) -> bytes | None:
+        message = publication.message
+        if publication.sent_before and isinstance(message, Result | ErrorMessage):
+            message = message.model_copy(update={"duplicate": True})
+        payload = messages.encode(message)
+        if self._fits(publication.topic, payload, publication.correlation):
+            return payload
+        # One QoS 1 message over the broker's limit would be refused and sent again for ever.
+        _log.warning("message_too_large", topic=publication.topic, bytes=len(payload))
+        request_id = getattr(message, "id", None)
+        if request_id is not None:
+            says = f"the answer has {len(payload)} bytes: the broker takes {self._packet_bytes}"
+            error = messages.error_message(request_id, Failure(Code.TOO_LARGE, says))
+            payload = messages.encode(error)
+            if self._fits(publication.topic, payload, publication.correlation):
+                return payload
+        self.dropped += 1
+        return None
+
+    def _fits(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
+        size = len(topic.encode()) + len(payload) + len(correlation or b"") + _PACKET_OVERHEAD
+        return size <= self._packet_bytes
+
+
+def _user_properties(message: BaseModel) -> list[tuple[str, str]]:
+    """The error's status, for clients that route by it without reading JSON."""
+    if isinstance(message, ErrorMessage):
+        return [("code", message.code), ("status", str(message.status))]
+    return []

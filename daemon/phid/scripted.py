@@ -1,0 +1,168 @@
+"""The scripted runtime: no model, exact tokens, and faults on demand.
+
+Without a directive it answers with the last user turn, a word (and the white space after it) per
+token. A turn that begins with `@script {...}` says what to do instead; all keys are optional:
+
+    tokens         the answer's tokens, or their number n for "t1 ", "t2 ", ... "tn "
+    token_ms       how long each token takes
+    prompt_tokens  how long the prompt is (else: its words)
+    prefill_ms     how long the prefill takes, spread evenly over its slices
+    bytes_split    true: each byte of a character outside ASCII is a token of its own
+    crash_at       the process kills itself before this token (1 is the first; 0: in the prefill)
+    hang_at        as a native call that never returns, before this token (0: in the prefill)
+    fail_at        an exception of the runtime, before this token (0: in the prefill)
+
+The path it is loaded from can carry faults too, as a query string: `load_ms=200&load_fail` or
+`load_crash`, after that time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from typing import TYPE_CHECKING, Any, Never
+from urllib.parse import parse_qs
+
+from phid.errors import Code, Refused
+from phid.jobs import EngineFacts, Job, Load, Loading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CONTEXT = 4096
+_DIRECTIVE = "@script "
+_WORDS = re.compile(r"\s*\S+\s*|\s+")
+_KEYS = frozenset(
+    (
+        *("tokens", "token_ms", "prompt_tokens", "prefill_ms", "bytes_split"),
+        *("crash_at", "hang_at", "fail_at"),
+    )
+)
+
+
+def load(load: Load, report: Callable[[Loading], None]) -> ScriptedRuntime:
+    """Get ready after the time, or fail in the way, that `load.path` says."""
+    faults = parse_qs(load.path, keep_blank_values=True)
+    began_s = time.monotonic()
+    report(Loading("reading the script", 0.0))
+    time.sleep(int(faults.get("load_ms", ["0"])[0]) / 1e3)
+    if "load_crash" in faults:
+        _crash()
+    if "load_fail" in faults:
+        raise Refused(Code.INTERNAL, "the script says that loading fails")
+    report(Loading("ready", 1.0))
+    return ScriptedRuntime(load, load_ms=round((time.monotonic() - began_s) * 1e3))
+
+
+class ScriptedRuntime:
+    """Does what each job's last user turn says."""
+
+    def __init__(self, load: Load, load_ms: int) -> None:
+        self._slice = load.prefill_slice
+        self.facts = EngineFacts(
+            model=load.model,
+            kind="text",
+            runtime="scripted",
+            runtime_version="1",
+            provider="cpu",
+            threads=load.threads or 1,
+            context=min(load.max_context or CONTEXT, CONTEXT),
+            kv_bytes_per_token=1024,
+            load_ms=load_ms,
+        )
+
+    def open(self, job: Job) -> ScriptedStream:
+        """Read the job's script; refuses a wrong one and a prompt over the context."""
+        asked = next((t.content for t in reversed(job.turns) if t.role == "user"), "")
+        script = _read(asked)
+        if script is None:
+            script = {"tokens": _WORDS.findall(asked)}
+        words = sum(len(_WORDS.findall(turn.content)) for turn in job.turns)
+        stream = ScriptedStream(script, script.get("prompt_tokens", words), self._slice, self.facts)
+        if stream.room <= 0:
+            raise Refused(
+                Code.TOO_LARGE,
+                f"the prompt has {stream.prompt_tokens} tokens and the model takes"
+                f" {self.facts.context - 1}",
+                field="prompt",
+            )
+        return stream
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ScriptedStream:
+    """One job's script being played."""
+
+    def __init__(
+        self, script: dict[str, Any], prompt_tokens: int, slice_tokens: int, facts: EngineFacts
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.room = facts.context - prompt_tokens
+        self._script = script
+        self._slice = slice_tokens
+        self._tokens = iter(_pieces(script))
+        self._count = 0
+
+    def prefill(self) -> Iterator[int]:
+        """As a real one: slices, each of which takes its share of the time."""
+        self._fault()
+        ends = [*range(self._slice, self.prompt_tokens, self._slice), self.prompt_tokens]
+        for end in ends:
+            time.sleep(self._script.get("prefill_ms", 0) / 1e3 / len(ends))
+            yield end
+
+    def step(self) -> bytes | None:
+        """Play the script's next token."""
+        self._count += 1
+        self._fault()
+        time.sleep(self._script.get("token_ms", 0) / 1e3)
+        return next(self._tokens, None)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _fault(self) -> None:
+        if self._script.get("crash_at") == self._count:
+            _crash()
+        if self._script.get("hang_at") == self._count:
+            while True:
+                time.sleep(3600)
+        if self._script.get("fail_at") == self._count:
+            raise RuntimeError("the script says that this step fails")
+
+
+def _read(asked: str) -> dict[str, Any] | None:
+    if not asked.startswith(_DIRECTIVE):
+        return None
+    try:
+        script, _ = json.JSONDecoder().raw_decode(asked, len(_DIRECTIVE))
+    except json.JSONDecodeError:
+        script = None
+    if not isinstance(script, dict) or script.keys() - _KEYS:
+        known = " ".join(sorted(_KEYS))
+        raise Refused(Code.BAD_REQUEST, f"@script takes a JSON object of: {known}", field="prompt")
+    return script
+
+
+def _pieces(script: dict[str, Any]) -> Iterator[bytes]:
+    tokens = script.get("tokens", [])
+    if isinstance(tokens, int):
+        tokens = (f"t{n} " for n in range(1, tokens + 1))
+    for token in tokens:
+        piece = token.encode()
+        if script.get("bytes_split"):
+            # A run of ASCII, or one byte of a longer character.
+            yield from re.findall(rb"[\x00-\x7f]+|[\x80-\xff]", piece)
+        else:
+            yield piece
+
+
+def _crash() -> Never:
+    """End as the OOM killer or a fault in native code would: at once, saying nothing."""
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+    raise AssertionError("unreachable")

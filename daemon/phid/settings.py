@@ -1,0 +1,289 @@
+"""Every setting there is, where it comes from, and what it may be."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from phid import topics
+
+SYSTEM_FILE = Path("/etc/phid/phid.toml")
+PREFIX = "PHID_"
+# Names with our prefix that are no settings: where the file is, and what the tests use.
+_OTHER_NAMES = frozenset({"PHID_CONFIG", "PHID_TEST_MODELS"})
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message says which, why and what is nearest."""
+
+
+class Section(BaseModel):
+    """One table of phid.toml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Mqtt(Section):
+    """The broker and how to talk to it."""
+
+    host: str = Field("localhost", description="The broker's host name or address.")
+    port: int = Field(1883, ge=1, le=65535, description="The broker's port.")
+    base: str = Field("phid/v1", description="The first levels of every topic.")
+    client_id: str | None = Field(
+        None, description="MQTT client id, stable across restarts; phid-<device> when absent."
+    )
+    username: str | None = Field(None, description="User name, where the broker asks for one.")
+    password_file: Path | None = Field(
+        None, description="A file that holds the password; passwords never stand in settings."
+    )
+    keepalive_s: int = Field(
+        30, ge=5, le=3600, description="A dead link is noticed within 1.5 times this."
+    )
+    session_expiry_s: int = Field(
+        86400, ge=0, description="How long the broker keeps requests for us while we are away."
+    )
+    packet_bytes: int = Field(
+        16_777_216, ge=4096, description="Largest packet we take; told to the broker at connect."
+    )
+    reconnect_max_s: Seconds = Field(
+        60, description="Longest pause between two attempts to connect; jittered."
+    )
+    reply_allow: tuple[str, ...] = Field(
+        (), description="Topic filters beyond a client's own levels that reply_to may name."
+    )
+
+
+class Engine(Section):
+    """The program that runs the model."""
+
+    runtime: Literal["genai", "scripted"] = Field(
+        "genai", description="genai runs models; scripted answers without one, for tests."
+    )
+    model: str = Field(
+        "", description="A model's name in models_dir or a folder's path; empty: the only one."
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads; 0: what affinity and cgroup quota allow."
+    )
+    prefill_slice: int = Field(
+        64, ge=1, le=8192, description="Prompt tokens per uninterruptible step of the runtime."
+    )
+    max_context: int = Field(
+        0, ge=0, description="Cap on prompt plus answer, in tokens; 0: the model's own context."
+    )
+    restart_max_s: Seconds = Field(
+        30, description="Longest pause before a failing engine is started again."
+    )
+
+
+class Limits(Section):
+    """What may be asked for; whatever is beyond is refused with a code."""
+
+    backlog: int = Field(64, ge=1, le=10_000, description="Requests waiting, of all clients.")
+    per_client: int = Field(16, ge=1, le=10_000, description="Requests waiting, of one client.")
+    payload_bytes: int = Field(
+        1_048_576, ge=1024, description="Largest text request, in bytes of payload."
+    )
+    max_tokens: int = Field(4096, ge=1, description="Most tokens one request may ask for.")
+    deadline_ms: int = Field(
+        3_600_000, ge=1, description="Longest deadline; longer ones are shortened to it."
+    )
+    dedupe_s: Seconds = Field(
+        600, description="How long an outcome is kept for a retry with the same id."
+    )
+    dedupe_entries: int = Field(1024, ge=1, description="How many outcomes are kept at most.")
+    drain_s: float = Field(
+        30, ge=0, description="How long a stop waits for what was accepted to be answered."
+    )
+
+
+class Stream(Section):
+    """How answers are streamed."""
+
+    delta_interval_ms: int = Field(
+        100, ge=0, le=10_000, description="Tokens within this are sent as one delta."
+    )
+
+
+class Health(Section):
+    """What fleets watch."""
+
+    interval_s: Seconds = Field(60, description="Seconds between two messages on out/health.")
+    heartbeat_s: Seconds = Field(
+        30, description="Seconds between two refreshes of out/status, which expires after three."
+    )
+    discover_spread_s: float = Field(
+        2.0, ge=0, description="Longest random delay before a broadcast discover is answered."
+    )
+
+
+class Log(Section):
+    """What the journal of the machine sees; never a prompt or an answer."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level.")
+    format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text on a terminal, JSON lines elsewhere."
+    )
+
+
+class Settings(BaseSettings):
+    """All settings: PHID_* wins over the file, the file over the defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    device: str = Field(
+        default_factory=lambda: topics.level_from(socket.gethostname().split(".")[0]),
+        description="This device's level in every topic; from the host name when absent.",
+    )
+    models_dir: Path = Field(
+        default_factory=lambda: default_models_dir(),  # noqa: PLW0108 - defined below
+        description="Where models are kept.",
+    )
+    mqtt: Mqtt = Mqtt()
+    engine: Engine = Engine()
+    limits: Limits = Limits()
+    stream: Stream = Stream()
+    health: Health = Health()
+    log: Log = Log()
+
+    @field_validator("models_dir")
+    @classmethod
+    def _expand(cls, path: Path) -> Path:
+        return path.expanduser()
+
+    @model_validator(mode="after")
+    def _topics_are_legal(self) -> Settings:
+        self.topics  # noqa: B018 - its constructor is the check
+        return self
+
+    @property
+    def topics(self) -> topics.Topics:
+        """The topics of this device."""
+        return topics.Topics(self.mqtt.base, self.device)
+
+    @property
+    def client_id(self) -> str:
+        """The daemon's MQTT client id."""
+        return self.mqtt.client_id or f"phid-{self.device}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment first; what is passed to the constructor is the file's content."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+
+def default_models_dir() -> Path:
+    """The service's state directory where it may be written, else the user's cache."""
+    if state := os.environ.get("STATE_DIRECTORY"):  # systemd's StateDirectory=
+        return Path(state.split(":")[0]) / "models"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "phid" / "models"
+    return Path("~/.cache/phid/models").expanduser()
+
+
+def load(path: Path | None = None) -> Settings:
+    """The settings from a file and the environment.
+
+    Without a path, PHID_CONFIG or /etc/phid/phid.toml is read if it is there; a path that was
+    named must be. Raises SettingsError with a line for each mistake.
+    """
+    named = path or (Path(p) if (p := os.environ.get("PHID_CONFIG")) else None)
+    content: dict[str, Any] = {}
+    source = named or SYSTEM_FILE
+    try:
+        content = tomllib.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if named:
+            raise SettingsError(f"{source}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{source}: {error}") from None
+    _refuse_unknown_environment()
+    try:
+        return Settings(**content)
+    except ValidationError as error:
+        lines = [_in_words(dict(e)) for e in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def names() -> dict[str, Any]:
+    """Every setting by its dotted name, with its field: for checks, docs and suggestions."""
+    found: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            found |= {f"{name}.{key}": f for key, f in section.model_fields.items()}
+        else:
+            found[name] = field
+    return found
+
+
+def password(mqtt: Mqtt) -> str | None:
+    """The broker's password from its file. Raises SettingsError if that cannot be read."""
+    if mqtt.password_file is None:
+        return None
+    try:
+        return mqtt.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"mqtt.password_file: {error}") from None
+
+
+def differences(old: Settings, new: Settings) -> list[str]:
+    """The dotted names of the settings that differ."""
+    return [name for name in names() if _get(old, name) != _get(new, name)]
+
+
+def merge(old: Settings, new: Settings, takes: Callable[[str], bool]) -> Settings:
+    """The old settings with the new values of those that `takes` says yes to."""
+    merged = old
+    for name in differences(old, new):
+        if takes(name):
+            section, key = name.split(".")
+            part = getattr(merged, section).model_copy(update={key: _get(new, name)})
+            merged = merged.model_copy(update={section: part})
+    return merged
+
+
+def _get(settings: Settings, name: str) -> Any:
+    value: Any = settings
+    for level in name.split("."):
+        value = getattr(value, level)
+    return value
+
+
+def _refuse_unknown_environment() -> None:
+    known = {PREFIX + name.upper().replace(".", "__") for name in names()}
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in known | _OTHER_NAMES:
+            raise SettingsError(f"environment: {name} is no setting{_nearest(name, known)}")
+
+
+def _in_words(error: dict[str, Any]) -> str:
+    name = ".".join(str(level) for level in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{name} is no setting{_nearest(name, set(names()))}"
+    return f"{name or 'settings'}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f": did you mean {close[0]}?" if close else ""

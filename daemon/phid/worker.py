@@ -1,0 +1,258 @@
+"""The engine as the service sees it: spawned, fed, watched, and started again when it ends."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Literal
+
+from phid import channel, log
+from phid.errors import Code, Failure
+from phid.jobs import (
+    Cancel,
+    Command,
+    EngineFacts,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Load,
+    LoadFailed,
+    Ready,
+    Stop,
+)
+
+_FIRST_PAUSE_S = 0.5
+_STOP_TIMEOUT_S = 2.0
+_TAIL_LINES = 20
+_HOPELESS_AFTER = 4
+_COMMAND = (sys.executable, "-m", "phid.engine")
+_log = log.get("worker")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSaid:
+    """An event of the engine of this generation."""
+
+    generation: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEnded:
+    """The engine of this generation is gone; `tail` is the end of what it printed."""
+
+    generation: int
+    returncode: int
+    tail: tuple[str, ...]
+
+
+WorkerEvent = EngineSaid | EngineEnded
+
+
+class Worker:
+    """One engine after another for the same model. Owner thread only; never waits."""
+
+    def __init__(
+        self, load: Load, post: Callable[[WorkerEvent], None], *, restart_max_s: float
+    ) -> None:
+        self.load = load
+        self.state: Literal["stopped", "loading", "ready", "pausing"] = "stopped"
+        self.facts: EngineFacts | None = None
+        self.failure: Failure | None = None
+        self.restarts = 0
+        self.running: str | None = None
+        self.retry_at: float | None = None
+        self._post = post
+        self._restart_max_s = restart_max_s
+        self._generation = 0
+        self._failures = 0
+        self._unloadable = False
+        self._child: _Child | None = None
+
+    @property
+    def free(self) -> bool:
+        """True when a job would be run at once."""
+        return self.state == "ready" and self.running is None
+
+    @property
+    def hopeless(self) -> bool:
+        """True while waiting for the engine makes no sense: it cannot load, or keeps dying."""
+        return self.state != "ready" and (self._unloadable or self._failures >= _HOPELESS_AFTER)
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process id while there is one."""
+        return self._child.pid if self._child else None
+
+    def start(self) -> None:
+        """Spawn an engine and have it load the model; events follow."""
+        self._generation += 1
+        self.state, self.retry_at, self.running = "loading", None, None
+        self._child = _Child(self._generation, self._post)
+        self._child.send(self.load)
+        _log.info("engine_started", pid=self._child.pid, model=self.load.model)
+
+    def submit(self, job: Job) -> None:
+        """Hand a job to the engine, which must be free."""
+        assert self._child is not None
+        assert self.free
+        self.running = job.id
+        self._child.send(job)
+
+    def cancel(self, job_id: str) -> None:
+        """Have the engine end this job at its next token."""
+        if self._child is not None and self.running == job_id:
+            self._child.send(Cancel(job_id))
+
+    def stop(self) -> None:
+        """End the engine, politely if it listens; waits up to two seconds."""
+        if self._child is not None:
+            self._child.stop(_STOP_TIMEOUT_S)
+        self._child, self.state, self.retry_at = None, "stopped", None
+        self.facts = None
+
+    def restart(self) -> None:
+        """End this engine, without waiting; another is started when it has gone."""
+        if self._child is not None:
+            self._failures = 0
+            self._child.kill()
+
+    def tick(self, now: float) -> None:
+        """Start an engine whose pause is over."""
+        if self.retry_at is not None and now >= self.retry_at:
+            self.restarts += 1
+            self.start()
+
+    def take(self, said: EngineSaid) -> Event | None:
+        """The event, if it is of the engine that runs now, with the worker's state brought along.
+
+        None for what a dead engine still had to say.
+        """
+        if said.generation != self._generation or self._child is None:
+            return None
+        match said.event:
+            case Ready(facts):
+                self.state, self.facts, self.failure = "ready", facts, None
+                self._unloadable = False
+            case LoadFailed(code, message):
+                self.failure, self._unloadable = Failure(code, message), True
+                _log.error("engine_load_failed", code=code, reason=message)
+            case Finished() | Failed():
+                if said.event.job_id == self.running:
+                    self.running = None
+                    self._failures = 0
+            case _:
+                pass
+        return said.event
+
+    def ended(self, ended: EngineEnded, now: float) -> bool:
+        """True if it was the current engine: its job is lost and another start is due."""
+        if ended.generation != self._generation or self._child is None:
+            return False
+        self._child = None
+        self.state, self.facts, self.running = "pausing", None, None
+        why = describe_exit(ended.returncode)
+        if not self._unloadable:
+            self.failure = Failure(Code.ENGINE_LOST, f"the engine {why}")
+        pause = min(self._restart_max_s, _FIRST_PAUSE_S * 2 ** min(self._failures, 16))
+        self._failures += 1
+        self.retry_at = now + pause
+        _log.error("engine_ended", why=why, retry_s=pause, output=list(ended.tail[-5:]))
+        return True
+
+
+class _Child:
+    """One engine process with the three threads that move its bytes."""
+
+    def __init__(self, generation: int, post: Callable[[WorkerEvent], None]) -> None:
+        self._generation = generation
+        self._post = post
+        self._process, self._connection = channel.spawn(_COMMAND)
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        # The owner must not wait for an engine that does not read, nor for its end.
+        self._threads = [
+            threading.Thread(target=target, name=f"engine-{name}", daemon=True)
+            for name, target in (
+                ("in", self._write),
+                ("out", self._read),
+                ("err", self._read_output),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, command: Command) -> None:
+        self._commands.put(command)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def stop(self, timeout_s: float) -> None:
+        self.send(Stop())
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _write(self) -> None:
+        try:
+            while (command := self._commands.get()) is not None:
+                self._connection.send(command)
+        except OSError:
+            pass  # it has ended: the reader tells
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._post(EngineSaid(self._generation, self._connection.recv()))
+        except (EOFError, OSError):
+            pass
+        returncode = self._process.wait()
+        self._commands.put(None)
+        self._threads[2].join(1.0)  # for its last words
+        close_all(self._process, self._connection)
+        self._post(EngineEnded(self._generation, returncode, tuple(self._tail)))
+
+    def _read_output(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            text = line.decode("utf-8", "replace").rstrip()[:500]
+            self._tail.append(text)
+            _log.info("engine_output", pid=self.pid, text=text)
+
+
+def close_all(process: subprocess.Popen[bytes], connection: Connection) -> None:
+    """Close every descriptor that an ended engine has left."""
+    connection.close()
+    for pipe in (process.stdin, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def describe_exit(returncode: int) -> str:
+    """How a process ended, in words: for people who read a status line."""
+    if returncode >= 0:
+        return f"ended with status {returncode}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    hints = {
+        "SIGKILL": " (out of memory, or killed by hand)",
+        "SIGILL": " (this build needs instructions this CPU does not have)",
+    }
+    return f"was ended by {name}{hints.get(name, '')}"

@@ -1,0 +1,51 @@
+"""Each third-party library has one home: whoever else imports it breaks a rule of the design."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from rig import ROOT
+
+PACKAGE = ROOT / "daemon" / "phid"
+VALUES = {"messages", "settings"}
+HOMES = {
+    "paho": {"broker"},
+    "psutil": {"health"},
+    "onnxruntime_genai": {"runtime"},
+    "iotcore": {"embedded"},
+    "gguf": {"gguf_file", "gguf_onnx"},
+    "onnx": {"gguf_onnx"},
+    "numpy": {"gguf_file", "gguf_onnx", "runtime"},
+    "structlog": {"log"},
+    "pydantic_settings": {"settings"},
+    # Where the types and errors of the values' library are named.
+    "pydantic": {*VALUES, "outbox", "cli"},
+    "pydantic_core": {"messages"},
+}
+
+
+def third_party_imports(module: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"phid", "__future__"}
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_a_library_is_imported_only_in_its_home(module: Path) -> None:
+    for library in third_party_imports(module):
+        assert module.stem in HOMES.get(library, ()), f"{library} has no home in {module.stem}"
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_a_module_has_one_sentence_that_says_what_it_owns(module: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(module.read_text()))
+    assert docstring
+    assert docstring.partition("\n")[0].rstrip().endswith((".", ":"))

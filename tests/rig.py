@@ -1,0 +1,152 @@
+"""What tests run: a real broker and the real daemon, as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wire import BASE, Requester
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, timeout: float = 10) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+class Mosquitto:
+    """A real mosquitto on a port of its own, with or without a state that survives."""
+
+    def __init__(self, folder: Path, extra: str = "") -> None:
+        self.port = free_port()
+        self.folder = folder
+        self._config = folder / "mosquitto.conf"
+        self._config.write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\n"
+            f"persistence true\npersistence_location {folder}/\nuser root\n"
+            f"max_queued_messages 100000\n{extra}\n"
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.folder / "mosquitto.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["mosquitto", "-c", str(self._config)], stdout=log, stderr=log
+            )
+        wait_for_port(self.port)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(10)
+            self._process = None
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+
+class Daemon:
+    """`phid run` as a child process."""
+
+    def __init__(self, port: int, folder: Path, device: str = "dut", **settings: object) -> None:
+        self.port = port
+        self.device = device
+        self._log = folder / f"{device}.log"
+        self._environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("PHID_")
+        } | {
+            "PYTHONPATH": str(ROOT / "daemon"),
+            "PHID_CONFIG": str(folder / f"{device}.toml"),
+            "PHID_DEVICE": device,
+            "PHID_MODELS_DIR": str(folder / "models"),
+            "PHID_MQTT__PORT": str(port),
+            "PHID_MQTT__HOST": "127.0.0.1",
+            "PHID_ENGINE__RUNTIME": "scripted",
+        }
+        self._environment |= {
+            f"PHID_{name.upper()}": value if isinstance(value, str) else str(value)
+            for name, value in settings.items()
+        }
+        self.config = folder / f"{device}.toml"
+        self.config.touch()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "phid", "run"],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    @property
+    def engine_pid(self) -> int:
+        """The engine's process id, by the kernel's word."""
+        assert self.process is not None
+        return int(child_pids(self.process.pid)[0])
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 40) -> int:
+        """The exit status."""
+        assert self.process is not None
+        process, self.process = self.process, None
+        process.send_signal(number)
+        return process.wait(timeout)
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+def child_pids(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+@contextmanager
+def serving(folder: Path, extra: str = "", **settings: object) -> Iterator[Daemon]:
+    """A daemon, online, on a broker of its own: for several tests to share."""
+    broker = Mosquitto(folder, extra)
+    broker.start()
+    daemon = Daemon(broker.port, folder, **settings)  # type: ignore[arg-type]
+    try:
+        daemon.start()
+        with Requester(broker.port) as watcher:
+            watcher.listen(f"{BASE}/dut/out/status")
+            watcher.status("online")
+        yield daemon
+    finally:
+        daemon.close()
+        broker.stop()
+        print(f"--- log of {daemon.device}\n{daemon.log[-6000:]}")
+
+
+DaemonFactory = Callable[..., Daemon]

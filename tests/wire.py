@@ -1,0 +1,203 @@
+"""A requester for tests, on plain paho: it shares nothing with the code under test."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import paho.mqtt.client as paho
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+BASE = "phid/v1"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message as it came; `json` is its payload decoded."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    correlation: bytes | None
+    expiry_s: int | None
+    user: dict[str, str]
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.payload)
+
+    @property
+    def type(self) -> str:
+        return str(self.json.get("type"))
+
+
+class Requester:
+    """An MQTT 5 client that asks a device and keeps everything it is told, in order."""
+
+    def __init__(
+        self,
+        port: int,
+        device: str = "dut",
+        name: str | None = None,
+        host: str = "127.0.0.1",
+        session_expiry_s: int = 0,
+    ) -> None:
+        self.device = device
+        self.name = name or f"t{uuid.uuid4().hex[:8]}"
+        self.heard: list[Heard] = []
+        self._news = threading.Condition()
+        self._ready: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._client = paho.Client(
+            paho.CallbackAPIVersion.VERSION2, client_id=self.name, protocol=paho.MQTTv5
+        )
+        self._client.reconnect_delay_set(1, 1)
+        self._filters: list[str] = [self.rx]
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = lambda *_: self._ready.put("subscribed")
+        self._client.on_message = self._on_message
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = session_expiry_s
+        clean = session_expiry_s == 0
+        self._client.connect(host, port, 30, clean_start=clean, properties=properties)
+        self._client.loop_start()
+        self._ready.get(timeout=10)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def rx(self) -> str:
+        return f"{BASE}/client/{self.name}/rx"
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def listen(self, *filters: str) -> None:
+        """Subscribe to more, and wait until that holds."""
+        self._filters += filters
+        self._client.subscribe([(f, 1) for f in filters])
+        self._ready.get(timeout=10)
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes | str | dict[str, Any],
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        reply_to: str | None = None,
+        correlation: bytes | None = None,
+        expiry_s: int | None = None,
+    ) -> None:
+        properties = Properties(PacketTypes.PUBLISH)
+        if reply_to is not None:
+            properties.ResponseTopic = reply_to
+        if correlation is not None:
+            properties.CorrelationData = correlation
+        if expiry_s is not None:
+            properties.MessageExpiryInterval = expiry_s
+        data = json.dumps(payload) if isinstance(payload, dict) else payload
+        self._client.publish(topic, data, qos, retain, properties).wait_for_publish(20)
+
+    def request(self, payload: bytes | str | dict[str, Any], **options: Any) -> None:
+        """Send a text request, the answer wanted in our own inbox."""
+        options.setdefault("reply_to", self.rx)
+        self.publish(f"{BASE}/{self.device}/in/text/{self.name}", payload, **options)
+
+    def ask(self, prompt: str, timeout: float = 30, **fields: Any) -> dict[str, Any]:
+        """The outcome of a request."""
+        request_id = fields.setdefault("id", uuid.uuid4().hex[:10])
+        self.request({"prompt": prompt, **fields})
+        return self.outcome(request_id, timeout)
+
+    def cancel(self, request_id: str) -> None:
+        self.publish(f"{BASE}/{self.device}/in/cancel/{self.name}", {"id": request_id})
+
+    def ctl(self, verb: str, timeout: float = 10, **options: Any) -> dict[str, Any]:
+        """The answer to a command."""
+        command_id = uuid.uuid4().hex[:10]
+        topic = f"{BASE}/{self.device}/in/ctl/{verb}"
+        self.publish(topic, {"id": command_id, **options}, reply_to=self.rx)
+        return self.wait(
+            lambda h: h.type == "ctl" and h.json["id"] == command_id, timeout, f"ctl {verb}"
+        ).json
+
+    def outcome(self, request_id: str, timeout: float = 30) -> dict[str, Any]:
+        return self.wait(
+            lambda h: h.type in ("result", "error") and h.json["id"] == request_id,
+            timeout,
+            f"the outcome of {request_id}",
+        ).json
+
+    def outcomes(self, request_id: str) -> list[dict[str, Any]]:
+        """Every outcome heard of a request, so far."""
+        return [h.json for h in self.of(request_id) if h.type in ("result", "error")]
+
+    def of(self, request_id: str) -> list[Heard]:
+        """Everything heard of a request, so far."""
+        with self._news:
+            return [
+                h
+                for h in self.heard
+                if '"id"' in h.payload.decode() and h.json.get("id") == request_id
+            ]
+
+    def status(self, state: str, timeout: float = 20) -> dict[str, Any]:
+        """The device's status once it is in this state; needs listen() on it."""
+        topic = f"{BASE}/{self.device}/out/status"
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while True:
+                seen = [h for h in self.heard if h.topic == topic]
+                if seen and seen[-1].json["state"] == state:
+                    return dict(seen[-1].json)
+                if not self._news.wait(max(0.0, deadline - time.monotonic())) and (
+                    time.monotonic() >= deadline
+                ):
+                    last = seen[-1].json if seen else None
+                    raise AssertionError(f"not {state} within {timeout} s: {last}")
+
+    def wait(self, wanted: Any, timeout: float = 30, what: str = "a message") -> Heard:
+        """The first message, old or new, that is wanted."""
+        deadline = time.monotonic() + timeout
+        position = 0
+        with self._news:
+            while True:
+                for heard in self.heard[position:]:
+                    if wanted(heard):
+                        return heard
+                position = len(self.heard)
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise AssertionError(f"{what} did not come within {timeout} s")
+                self._news.wait(left)
+
+    def _on_connect(self, client: paho.Client, *_: Any) -> None:
+        client.subscribe([(f, 1) for f in self._filters])
+
+    def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
+        properties = message.properties
+        heard = Heard(
+            message.topic,
+            bytes(message.payload),
+            message.qos,
+            message.retain,
+            getattr(properties, "CorrelationData", None),
+            getattr(properties, "MessageExpiryInterval", None),
+            dict(getattr(properties, "UserProperty", ())),
+        )
+        with self._news:
+            self.heard.append(heard)
+            self._news.notify_all()
