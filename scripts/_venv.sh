@@ -14,7 +14,7 @@ find_python() {
     local candidate
     for candidate in python3.13 python3.12 python3.11 python3; do
         if command -v "$candidate" >/dev/null && "$candidate" -c \
-            'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; then
+            'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
             command -v "$candidate"
             return
         fi
@@ -59,7 +59,7 @@ with_pip() {
     local pip=("$python" -m pip)
     if ! "${pip[@]}" --version >/dev/null 2>&1; then
         rm -rf "$venv"
-        if ! "$base" -m venv "$venv" 2>/dev/null; then
+        if ! "$base" -m venv "$venv" >/dev/null 2>&1; then
             say "this Python has no ensurepip: fetching pip's wheel from Debian's packages"
             rm -rf "$venv"
             "$base" -m venv --without-pip "$venv"

@@ -7,10 +7,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from rig import Daemon, DaemonFactory, Mosquitto
 from wire import BASE, Requester
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile(
+    "phid", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("phid")
 
 
 @pytest.fixture

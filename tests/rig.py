@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from wire import BASE, Requester
 
@@ -35,17 +37,27 @@ def wait_for_port(port: int, timeout: float = 10) -> None:
             time.sleep(0.02)
 
 
+def until(fact: Callable[[], Any], timeout: float = 30, what: str = "it") -> Any:
+    """What `fact` says once that is true: for what tells nobody when it changes."""
+    deadline = time.monotonic() + timeout
+    while not (value := fact()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not happen within {timeout} s")
+        time.sleep(0.02)
+    return value
+
+
 class Mosquitto:
     """A real mosquitto on a port of its own, with or without a state that survives."""
 
-    def __init__(self, folder: Path, extra: str = "") -> None:
+    def __init__(self, folder: Path, extra: str = "", head: str = "") -> None:
         self.port = free_port()
         self.folder = folder
         self._config = folder / "mosquitto.conf"
         self._config.write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous true\n"
+            f"{head}listener {self.port} 127.0.0.1\nallow_anonymous true\n"
             f"persistence true\npersistence_location {folder}/\nuser root\n"
-            f"max_queued_messages 100000\n{extra}\n"
+            f"max_queued_messages 100000\nset_tcp_nodelay true\n{extra}\n"
         )
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -66,6 +78,56 @@ class Mosquitto:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def save(self) -> None:
+        """Have it write its sessions to disk, as after this it is to be killed."""
+        saved = self.folder / "mosquitto.db"
+        saved.unlink(missing_ok=True)
+        self.signal(signal.SIGUSR1)
+        until(saved.exists, what="the broker's save")
+
+
+RUMQTTD_311 = """\
+id = 0
+[router]
+id = 0
+max_connections = 100
+max_outgoing_packet_count = 200
+max_segment_size = 104857600
+max_segment_count = 10
+[v4.1]
+name = "old"
+listen = "127.0.0.1:{port}"
+next_connection_delay_ms = 0
+[v4.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = 16777216
+max_inflight_count = 200
+dynamic_filters = true
+"""
+
+
+def start_broker(kind: str, folder: Path) -> tuple[int, subprocess.Popen[bytes] | Mosquitto]:
+    """The port and process of a broker: mosquitto, rumqttd 5 or rumqttd 3.1.1."""
+    if kind == "mosquitto":
+        mosquitto = Mosquitto(folder)
+        mosquitto.start()
+        return mosquitto.port, mosquitto
+    port = free_port()
+    if kind == "rumqttd 5":
+        command = [sys.executable, "-m", "phid", "broker", "--port", str(port)]
+    else:
+        config = folder / "rumqttd.toml"
+        config.write_text(RUMQTTD_311.format(port=port))
+        program = (
+            "import sys, iotcore\n"
+            f"with iotcore.Broker(config_path={str(config)!r}):\n    sys.stdin.read()\n"
+        )
+        command = [sys.executable, "-c", program]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "daemon")}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+    wait_for_port(port)
+    return port, process
+
 
 class Daemon:
     """`phid run` as a child process."""
@@ -81,6 +143,7 @@ class Daemon:
             "PHID_CONFIG": str(folder / f"{device}.toml"),
             "PHID_DEVICE": device,
             "PHID_MODELS_DIR": str(folder / "models"),
+            "PHID_STATE_DIR": str(folder / "state"),
             "PHID_MQTT__PORT": str(port),
             "PHID_MQTT__HOST": "127.0.0.1",
             "PHID_ENGINE__RUNTIME": "scripted",
@@ -103,14 +166,25 @@ class Daemon:
             )
 
     @property
+    def has_ended(self) -> bool:
+        """True once the process is gone; its status is in process.returncode."""
+        return self.process is not None and self.process.poll() is not None
+
+    @property
     def log(self) -> str:
         return self._log.read_text() if self._log.exists() else ""
+
+    def logged(self, event: str, **fields: object) -> list[dict[str, Any]]:
+        """The log's lines of this event, with these fields."""
+        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event and fields.items() <= line.items()]
 
     @property
     def engine_pid(self) -> int:
         """The engine's process id, by the kernel's word."""
         assert self.process is not None
-        return int(child_pids(self.process.pid)[0])
+        pid = self.process.pid
+        return int(until(lambda: child_pids(pid), what="an engine")[0])
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 40) -> int:
         """The exit status."""
@@ -118,6 +192,10 @@ class Daemon:
         process, self.process = self.process, None
         process.send_signal(number)
         return process.wait(timeout)
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
 
     def close(self) -> None:
         if self.process is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import socket
 import threading
 import time
 import uuid
@@ -49,24 +50,43 @@ class Requester:
         name: str | None = None,
         host: str = "127.0.0.1",
         session_expiry_s: int = 0,
+        *,
+        mqtt_5: bool = True,
+        by_json: bool = False,
+        username: str | None = None,
+        password: str | None = None,
     ) -> None:
         self.device = device
+        self.mqtt_5 = mqtt_5
+        self.by_json = by_json or not mqtt_5
         self.name = name or f"t{uuid.uuid4().hex[:8]}"
         self.heard: list[Heard] = []
         self._news = threading.Condition()
         self._ready: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, client_id=self.name, protocol=paho.MQTTv5
+            paho.CallbackAPIVersion.VERSION2,
+            client_id=self.name,
+            clean_session=None if mqtt_5 else session_expiry_s == 0,
+            protocol=paho.MQTTv5 if mqtt_5 else paho.MQTTv311,
         )
+        if username is not None:
+            self._client.username_pw_set(username, password)
         self._client.reconnect_delay_set(1, 1)
+        # Two small packets in a row would wait for each other: what is timed is the daemon.
+        self._client.on_socket_open = lambda _client, _userdata, sock: sock.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )
         self._filters: list[str] = [self.rx]
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self._ready.put("subscribed")
         self._client.on_message = self._on_message
-        properties = Properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = session_expiry_s
-        clean = session_expiry_s == 0
-        self._client.connect(host, port, 30, clean_start=clean, properties=properties)
+        if mqtt_5:
+            properties = Properties(PacketTypes.CONNECT)
+            properties.SessionExpiryInterval = session_expiry_s
+            clean = session_expiry_s == 0
+            self._client.connect(host, port, 30, clean_start=clean, properties=properties)
+        else:
+            self._client.connect(host, port, 30)
         self._client.loop_start()
         self._ready.get(timeout=10)
 
@@ -101,6 +121,12 @@ class Requester:
         correlation: bytes | None = None,
         expiry_s: int | None = None,
     ) -> None:
+        if self.by_json and reply_to is not None and isinstance(payload, dict):
+            payload = payload | {"reply_to": reply_to}  # what a property would say
+        if not self.mqtt_5:
+            data = json.dumps(payload) if isinstance(payload, dict) else payload
+            self._client.publish(topic, data, qos, retain).wait_for_publish(20)
+            return
         properties = Properties(PacketTypes.PUBLISH)
         if reply_to is not None:
             properties.ResponseTopic = reply_to

@@ -7,8 +7,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from phid import messages
-from phid.client import Client, Unreachable
+from phid import messages, requests
+from phid.client import Client, Unheard, Unreachable
 from phid.errors import Code
 from phid.jobs import Finish
 from phid.messages import Delta, ErrorMessage, Outcome, Result
@@ -62,17 +62,24 @@ def ask(mqtt: Mqtt, question: Question, out: TextIO, err: TextIO) -> int:
     rx = topics.rx(name)
     request_id = question.fields.get("id") or uuid.uuid4().hex[:12]
     fields = question.fields | {"id": request_id, "stream": "delta"}
-    payload = messages.encode(messages.Request.model_validate(fields))
+    request = requests.Request.model_validate(fields)
     try:
         with Client(mqtt, (rx,), name=name) as client:
             client.connect(question.timeout_s if question.wait else min(5, question.timeout_s))
             try:
-                outcome = _converse(client, topics, question, payload, late, out)
+                outcome = _converse(client, topics, question, request, late, out)
             except KeyboardInterrupt:
-                cancel = messages.encode(messages.CancelRequest(id=request_id))
+                cancel = messages.encode(requests.CancelRequest(id=request_id))
                 client.publish(topics.cancel(name), cancel)
                 print("\ncancelled", file=err)
                 return EXIT_INTERRUPTED
+    except Unheard:
+        print(
+            f"phid: no device named {question.device!r} listens on this broker: "
+            "`phid fleet --once` shows who does",
+            file=err,
+        )
+        return EXIT_NO_ANSWER
     except Unreachable as unreachable:
         print(f"phid: {unreachable} (mqtt.host, mqtt.port or --host, --port)", file=err)
         return EXIT_UNREACHABLE
@@ -90,7 +97,7 @@ def _converse(
     client: Client,
     topics: Topics,
     question: Question,
-    payload: bytes,
+    request: requests.Request,
     late: float,
     out: TextIO,
 ) -> Outcome | None:
@@ -99,13 +106,16 @@ def _converse(
     while (now := time.monotonic()) < late:
         client.publish(
             topics.text(client.name),
-            payload,
+            messages.encode(request),
             response_topic=topics.rx(client.name),
             expiry_s=max(1, round(late - now)),
+            must_be_heard=not question.wait,
         )
         until = min(late, now + _AGAIN_S) if question.wait else late
         while (inbound := client.receive(until)) is not None:
-            match messages.decode_answer(inbound.payload):
+            match _answer(inbound.payload, request.id):
+                case None:
+                    continue
                 case Delta() as delta:
                     until = late
                     printed.add(delta)
@@ -121,6 +131,15 @@ def _converse(
                 case _:  # accepted: from here on it is only a matter of time
                     until = late
     return None
+
+
+def _answer(payload: bytes, request_id: str | None) -> messages.Answer | None:
+    """What a device says to our request; None for anything else that reached our inbox."""
+    try:
+        answer = messages.decode_answer(payload)
+    except ValueError:
+        return None
+    return answer if answer.id == request_id else None
 
 
 class _Printer:

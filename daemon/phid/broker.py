@@ -1,12 +1,13 @@
-"""The session with the MQTT broker: connects, reconnects, receives, publishes. paho's one home."""
+"""One connection to the MQTT broker: made, received from, published on. paho's one home."""
 
 from __future__ import annotations
 
-import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -15,14 +16,42 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from phid import log
+from phid import credentials, log
+from phid.settings import Mqtt, SettingsError
 
 _CONNECT_TIMEOUT_S = 10.0
 _RECEIVE_MAXIMUM = 20
-_FIRST_PAUSE_S = 0.5
-# A connection that held this long was a good one: the next failure starts from the first pause.
-_GOOD_CONNECTION_S = 30.0
+_MAX_PACKET_BYTES = 268_435_455  # MQTT's own ceiling
+# Reason codes of MQTT 5, section 2.4; paho translates those of 3.1.1 to them.
+_UNSUPPORTED_VERSION = 132
+_NOT_LET_IN = frozenset({133, 134, 135, 138, 140})  # client id, password, rights, ban, method
+_TAKEN_OVER = 142
 _log = log.get("broker")
+
+
+class Protocol(Enum):
+    """The versions of MQTT we speak, by paho's numbers."""
+
+    V311 = paho.MQTTv311
+    V5 = paho.MQTTv5
+
+
+class End(Enum):
+    """Why a connection ended, as far as it matters for the next one."""
+
+    LOST = "lost"
+    UNREACHABLE = "unreachable"
+    NO_SUCH_PROTOCOL = "no such protocol"
+    NOT_LET_IN = "not let in"
+    TAKEN_OVER = "taken over"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a connection ended, in words for people too."""
+
+    end: End
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +64,23 @@ class Will:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Which broker, and as whom; `will` makes the will of each connection from its name.
+    """Which broker, as whom, and what to hear of it.
 
-    `session_expiry_s` 0 leaves nothing at the broker; `packet_bytes` is the most we take.
+    `keep_session` has the broker keep messages for us while we are away; `will` makes the will of
+    each connection from its name.
     """
 
-    host: str
-    port: int
+    mqtt: Mqtt
     client_id: str
     filters: tuple[str, ...]
-    username: str | None = None
-    password: str | None = None
-    keepalive_s: int = 30
-    session_expiry_s: int = 0
-    packet_bytes: int = 16_777_216
-    reconnect_max_s: float = 60.0
+    keep_session: bool = False
     will: Callable[[str], Will] | None = None
+
+    @property
+    def where(self) -> str:
+        """The broker's address, for people and as a key."""
+        mqtt = self.mqtt
+        return mqtt.host if mqtt.transport == "unix" else f"{mqtt.host}:{mqtt.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +109,7 @@ class Connected:
 
     link: Link
     session: str
+    protocol: Protocol
     resumed: bool
     refused: tuple[str, ...]
     packet_bytes: int
@@ -87,31 +118,49 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """There is no connection: why, and when the next attempt is made. Also after a failed one."""
+    """There is no connection: why, and when the next attempt is made. Also after a failed one.
+
+    `refused`: the broker does not let us in as who we say we are.
+    """
 
     reason: str
     retry_s: float
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """Another client uses our client id: this session is over and does not come back."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A publication left: written to the socket (QoS 0) or acknowledged (QoS 1)."""
+    """A publication left: written to the socket (QoS 0) or acknowledged (QoS 1).
+
+    `refusal` is why the broker did not take it; None if it did. `heard` is False if it says
+    that nobody is subscribed to the topic.
+    """
 
     session: str
     mid: int
+    refusal: str | None = None
+    heard: bool = True
 
 
-BrokerEvent = Connected | Disconnected | Sent
+BrokerEvent = Connected | Disconnected | TakenOver | Sent
 
 
 class Link:
     """One live connection, to publish on; useless, but harmless, once it is lost."""
 
-    def __init__(self, client: paho.Client, session: str) -> None:
+    def __init__(self, client: paho.Client, session: str, protocol: Protocol) -> None:
         self.session = session
         self._client = client
+        self._protocol = protocol
 
-    def publish(  # one MQTT PUBLISH has this many parts
+    def publish(
         self,
         topic: str,
         payload: bytes,
@@ -123,7 +172,12 @@ class Link:
         expiry_s: int | None = None,
         user: Sequence[tuple[str, str]] = (),
     ) -> int:
-        """The message id that a later Sent names; does not wait for the network."""
+        """The message id that a later Sent names; does not wait for the network.
+
+        MQTT 3.1.1 has no properties: what they say must be in the payload too.
+        """
+        if self._protocol is Protocol.V311:
+            return self._client.publish(topic, payload, qos, retain).mid
         properties = Properties(PacketTypes.PUBLISH)
         properties.ContentType = "application/json"
         if correlation is not None:
@@ -137,11 +191,8 @@ class Link:
         return self._client.publish(topic, payload, qos, retain, properties).mid
 
 
-class Session:
-    """Keeps one connection to the broker, for as long as it takes.
-
-    `post` gets every BrokerEvent and `receive` every Inbound, both on paho's thread: `post` must
-    not wait; the message is acknowledged to the broker when `receive` returns.
+class Connection:
+    """One attempt to connect and what comes of it; used once.
 
     A connection is one paho client, thrown away when it ends: paho repeats what it had not had
     acknowledged without marking it, has no jitter, and keeps what was queued for a dead link.
@@ -151,111 +202,93 @@ class Session:
     def __init__(
         self,
         endpoint: Endpoint,
-        post: Callable[[BrokerEvent], None],
-        receive: Callable[[Inbound], None],
-    ) -> None:
-        self._endpoint = endpoint
-        self._post = post
-        self._receive = receive
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="broker", daemon=True)
-        self._name = f"{random.getrandbits(32):08x}"
-
-    def start(self) -> None:
-        """Connect, in the background; events follow."""
-        self._thread.start()
-
-    def stop(self, timeout_s: float = 2.0) -> None:
-        """Disconnect so that the will is not sent; what is not yet written may be lost."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        failures = 0
-        count = 0
-        while not self._stopping.is_set():
-            count += 1
-            began = time.monotonic()
-            connection = _Connection(
-                self._endpoint, f"{self._name}-{count}", self._post, self._receive
-            )
-            reason = connection.run(self._stopping)
-            if self._stopping.is_set():
-                return
-            failures = 1 if time.monotonic() - began > _GOOD_CONNECTION_S else failures + 1
-            ceiling = min(self._endpoint.reconnect_max_s, _FIRST_PAUSE_S * 2 ** min(failures, 16))
-            # Half fixed, half random: a fleet that lost its broker together comes back apart.
-            pause = ceiling / 2 + random.uniform(0, ceiling / 2)  # noqa: S311
-            self._post(Disconnected(reason, pause))
-            self._stopping.wait(pause)
-
-
-class _Connection:
-    """One attempt to connect and what comes of it; used once."""
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
+        protocol: Protocol,
         session: str,
         post: Callable[[BrokerEvent], None],
         receive: Callable[[Inbound], None],
     ) -> None:
         self._endpoint = endpoint
+        self._protocol = protocol
         self._session = session
         self._post = post
         self._receive = receive
-        self._reason = ""
-        self._subscribed = threading.Event()
-        self._ended = threading.Event()
+        self._ended: Ended | None = None
+        self._is_over = threading.Event()
+        self._acknowledged = False
+        self._subscribed = False
         self._resumed = False
-        self._packet_bytes = 268_435_455  # MQTT's own ceiling
+        self._packet_bytes = _MAX_PACKET_BYTES
         self._window = _RECEIVE_MAXIMUM
-        self._client = self._make_client()
 
-    def run(self, stopping: threading.Event) -> str:
-        """Why the connection ended, once it has; or could not be made."""
-        where = f"{self._endpoint.host}:{self._endpoint.port}"
+    @property
+    def acknowledged(self) -> bool:
+        """True once the broker has said yes."""
+        return self._acknowledged
+
+    def run(self, stopping: threading.Event) -> Ended:
+        """How the connection ended, once it has; or why it could not be made."""
+        where = self._endpoint.where
         try:
-            self._client.connect(
-                self._endpoint.host,
-                self._endpoint.port,
-                self._endpoint.keepalive_s,
-                clean_start=self._endpoint.session_expiry_s == 0,
-                properties=self._connect_properties(),
-            )
+            client = self._make_client()
+            self._connect(client)
+        except SettingsError as error:
+            return Ended(End.NOT_LET_IN, str(error))
+        except ssl.SSLCertVerificationError as error:
+            why = f"the certificate of {where} is not trusted: {error.verify_message}"
+            return Ended(End.NOT_LET_IN, why)
+        except ssl.SSLError as error:
+            return Ended(End.UNREACHABLE, f"no TLS at {where}: {error.reason or error}")
+        except ConnectionResetError as error:
+            what = "TLS" if self._endpoint.mqtt.tls else "broker"
+            return Ended(End.UNREACHABLE, f"no {what} at {where}: {error}")
         except (OSError, ValueError) as error:
-            return f"no broker at {where}: {error}"
-        self._client.loop_start()
+            return Ended(End.UNREACHABLE, f"no broker at {where}: {error}")
+        client.loop_start()
         threads = [t for t in threading.enumerate() if t.name.startswith("paho-mqtt-client")]
         late = time.monotonic() + _CONNECT_TIMEOUT_S
-        while not self._ended.wait(0.2):
+        while not self._is_over.wait(0.2):
             if stopping.is_set():
-                self._client.disconnect()
-                self._ended.wait(1.0)
+                client.disconnect()
+                self._is_over.wait(1.0)
                 break
-            if not self._subscribed.is_set() and time.monotonic() > late:
-                self._end(f"the broker at {where} did not answer within {_CONNECT_TIMEOUT_S:.0f} s")
+            if not self._subscribed and time.monotonic() > late:
+                why = f"the broker at {where} did not answer within {_CONNECT_TIMEOUT_S:.0f} s"
+                self._end(End.UNREACHABLE, why)
             if not any(t.is_alive() for t in threads):
-                self._end("the network thread died")
+                # An answer that paho cannot read kills its thread: so it does to an old broker's.
+                end = End.LOST if self._acknowledged else End.NO_SUCH_PROTOCOL
+                self._end(end, f"{where} sent what is no MQTT {self._version}")
         # Else loop_stop waits for ever for acknowledgements that cannot come.
-        self._client.drop_out_messages()
-        self._client.disconnect()
-        self._client.loop_stop()
-        return self._reason or "connection lost"
+        client.drop_out_messages()
+        client.disconnect()
+        client.loop_stop()
+        return self._ended or Ended(End.LOST, "stopped")
+
+    @property
+    def _version(self) -> str:
+        return "5" if self._protocol is Protocol.V5 else "3.1.1"
 
     def _make_client(self) -> paho.Client:
+        endpoint, mqtt = self._endpoint, self._endpoint.mqtt
+        clean = None if self._protocol is Protocol.V5 else not endpoint.keep_session
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
-            client_id=self._endpoint.client_id,
-            protocol=paho.MQTTv5,
+            client_id=endpoint.client_id,
+            clean_session=clean,
+            protocol=self._protocol.value,
+            transport=mqtt.transport,
             reconnect_on_failure=False,
         )
         client.connect_timeout = _CONNECT_TIMEOUT_S
-        if self._endpoint.username is not None:
-            client.username_pw_set(self._endpoint.username, self._endpoint.password)
-        if self._endpoint.will is not None:
-            will = self._endpoint.will(self._session)
+        proof = credentials.read(mqtt)
+        if proof.username is not None:
+            client.username_pw_set(proof.username, proof.password)
+        if proof.tls is not None:
+            client.tls_set_context(proof.tls)
+        if mqtt.transport == "websockets":
+            client.ws_set_options(path=mqtt.websocket_path)
+        if endpoint.will is not None:
+            will = endpoint.will(self._session)
             client.will_set(will.topic, will.payload, qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -264,17 +297,23 @@ class _Connection:
         client.on_publish = self._on_publish
         return client
 
-    def _connect_properties(self) -> Properties:
+    def _connect(self, client: paho.Client) -> None:
+        mqtt, keep = self._endpoint.mqtt, self._endpoint.keep_session
+        if self._protocol is Protocol.V311:
+            client.connect(mqtt.host, mqtt.port, mqtt.keepalive_s)
+            return
         properties = Properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = self._endpoint.session_expiry_s
+        properties.SessionExpiryInterval = mqtt.session_expiry_s if keep else 0
         properties.ReceiveMaximum = _RECEIVE_MAXIMUM
-        properties.MaximumPacketSize = self._endpoint.packet_bytes
-        return properties
+        properties.MaximumPacketSize = mqtt.packet_bytes
+        client.connect(
+            mqtt.host, mqtt.port, mqtt.keepalive_s, clean_start=not keep, properties=properties
+        )
 
-    def _end(self, reason: str) -> None:
-        if not self._ended.is_set():
-            self._reason = reason
-            self._ended.set()
+    def _end(self, end: End, reason: str) -> None:
+        if self._ended is None:
+            self._ended = Ended(end, reason)
+            self._is_over.set()
 
     # paho's thread. An exception here would end that thread in silence, so none leaves.
 
@@ -288,15 +327,19 @@ class _Connection:
     ) -> None:
         try:
             if reason.is_failure:
-                self._end(f"the broker refused: {reason}")
+                end = End.NOT_LET_IN if reason.value in _NOT_LET_IN else End.LOST
+                if reason.value == _UNSUPPORTED_VERSION:
+                    end = End.NO_SUCH_PROTOCOL
+                self._end(end, f"the broker at {self._endpoint.where} refused: {reason}")
                 return
+            self._acknowledged = True
             self._resumed = flags.session_present
             self._packet_bytes = getattr(properties, "MaximumPacketSize", self._packet_bytes)
             self._window = min(self._window, getattr(properties, "ReceiveMaximum", self._window))
             client.subscribe([(f, 1) for f in self._endpoint.filters])
         except Exception as error:  # noqa: BLE001 - see above
             _log.exception("callback_failed", callback="on_connect")
-            self._end(f"fault in on_connect: {type(error).__name__}")
+            self._end(End.LOST, f"fault in on_connect: {type(error).__name__}")
 
     def _on_subscribe(
         self,
@@ -307,14 +350,16 @@ class _Connection:
         _properties: Properties | None,
     ) -> None:
         pairs = zip(self._endpoint.filters, reasons, strict=False)
-        self._subscribed.set()
+        self._subscribed = True
+        limit = self._endpoint.mqtt.send_bytes or _MAX_PACKET_BYTES
         self._post(
             Connected(
-                Link(client, self._session),
+                Link(client, self._session, self._protocol),
                 self._session,
+                self._protocol,
                 resumed=self._resumed,
                 refused=tuple(f for f, reason in pairs if reason.is_failure),
-                packet_bytes=self._packet_bytes,
+                packet_bytes=min(self._packet_bytes, limit),
                 window=self._window,
             )
         )
@@ -323,21 +368,35 @@ class _Connection:
         self,
         _client: paho.Client,
         _userdata: Any,
-        _flags: paho.DisconnectFlags,
+        flags: paho.DisconnectFlags,
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        self._end(f"connection lost: {reason}")
+        if not self._acknowledged:
+            why = f"{self._endpoint.where} closed the connection on our MQTT {self._version}"
+            self._end(End.NO_SUCH_PROTOCOL, why)
+        elif flags.is_disconnect_packet_from_server and reason.value == _TAKEN_OVER:
+            client_id = self._endpoint.client_id
+            self._end(End.TAKEN_OVER, f"another client has connected as {client_id!r}")
+        else:
+            self._end(End.LOST, f"connection lost: {reason}")
 
     def _on_publish(
         self,
         _client: paho.Client,
         _userdata: Any,
         mid: int,
-        _reason: ReasonCode,
+        reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        self._post(Sent(self._session, mid))
+        self._post(
+            Sent(
+                self._session,
+                mid,
+                refusal=str(reason) if reason.is_failure else None,
+                heard=reason.value != 0x10,  # "no matching subscribers"
+            )
+        )
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
         try:

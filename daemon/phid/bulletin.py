@@ -21,7 +21,7 @@ class Bulletin:
     """Publishes status, info, health and events. Owner thread only; never waits.
 
     `session` names the connection that the status is told on, `refused_filters` are what the
-    broker would not let us subscribe to.
+    broker would not let us subscribe to, `silenced` says that what is sent to us does not come.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Bulletin:
         self.settings = settings
         self.session = "none"
         self.refused_filters: tuple[str, ...] = ()
+        self.silenced = False
         self.state = State("loading")
         self._since = time.time()
         self._outbox = outbox
@@ -47,6 +48,7 @@ class Bulletin:
             paused=paused,
             draining=draining,
             refused_filters=self.refused_filters,
+            silenced=self.silenced,
         )
         if state == self.state:
             return False

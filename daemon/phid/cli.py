@@ -1,4 +1,4 @@
-"""The command line: phid run, ask, fleet, models, broker."""
+"""The command line: phid run, ask, fleet, doctor, config, models, broker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from phid import __version__, ask, fleet, log, progress, store
+from phid import __version__, ask, doctor, fleet, log, origins, progress, store
 from phid import settings as settings_module
 from phid.client import Unreachable
 from phid.jobs import Load
@@ -29,6 +29,8 @@ such as PHID_MQTT__HOST for mqtt.host.
   phid run                                the daemon
   phid ask "Why is the sky blue?"         a request, its answer streamed
   phid fleet --once                       who is there
+  phid doctor                             what is wrong here, and what mends it
+  phid config show                        every setting, and where it comes from
   phid models prepare demo                a small real model to try it with
 """
 
@@ -36,7 +38,10 @@ such as PHID_MQTT__HOST for mqtt.host.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: its exit status."""
     options = _parser().parse_args(arguments)
+    log.configure("error")  # structlog's own default is to print everything on stdout
     try:
+        if hasattr(options, "examine"):  # it reads the settings itself, for they may be wrong
+            return int(options.examine(options))
         settings = _settings(options)
         command: Callable[[Settings, argparse.Namespace], int] = options.command
         return command(settings, options)
@@ -52,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: Settings, options: argparse.Namespace) -> int:
-    from phid import service  # noqa: PLC0415 - the clients start faster without it
+    from phid import operations, service  # noqa: PLC0415 - the clients start faster without it
 
     log.configure(settings.log.level, settings.log.format)
     daemon = service.Service(settings, lambda: _settings(options), _model(settings))
@@ -63,7 +68,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
                 lambda number, _frame: daemon.post_signal(signal.Signals(number).name),
             )
     status = daemon.run()
-    if status == service.RESTART_STATUS:
+    if status == operations.RESTART_STATUS:
         os.execv(sys.executable, [sys.executable, "-m", "phid", *sys.argv[1:]])  # noqa: S606
     return status
 
@@ -71,7 +76,8 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
 def _model(settings: Settings) -> Load | None:
     engine = settings.engine
     if engine.runtime == "scripted":
-        name, path = engine.model.partition("?")[0] or "scripted", engine.model
+        name, _, path = engine.model.partition("?")  # what the script says of its loading
+        name = name or "scripted"
     else:
         found = store.resolve(engine.model, settings.models_dir)
         if found is None:
@@ -148,11 +154,29 @@ def _models_prepare(settings: Settings, options: argparse.Namespace) -> int:
 
     del options
     try:
-        path = demo.prepare(settings.models_dir, progress.show)
+        path = demo.prepare(settings.models_dir, progress.Progress())
     except demo.DemoError as error:
         print(f"phid models: {error}", file=sys.stderr)
         return ask.EXIT_ERROR
     print(path)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    asked = doctor.Asked(lambda: _settings(options), _model, options.config, options.wait)
+    return doctor.run(asked, sys.stdout, as_json=options.json)
+
+
+def _config_show(settings: Settings, options: argparse.Namespace) -> int:
+    found = origins.of(settings, options.config, _on_command_line(options))
+    print(origins.as_json(found) if options.json else origins.as_toml(found))
+    return 0
+
+
+def _config_check(settings: Settings, options: argparse.Namespace) -> int:
+    del settings  # to be here is to have passed
+    file = settings_module.source(options.config)
+    print(f"{file} is sound" if file.exists() else f"there is no {file}: the defaults hold")
     return 0
 
 
@@ -161,6 +185,12 @@ def _broker(settings: Settings, options: argparse.Namespace) -> int:
 
     host = options.host or "127.0.0.1"
     return embedded.run(host, options.port or settings.mqtt.port)
+
+
+def _on_command_line(options: argparse.Namespace) -> list[str]:
+    """The settings that the command line puts over the others."""
+    names = {"host": "mqtt.host", "port": "mqtt.port", "device": "device"}
+    return [name for option, name in names.items() if getattr(options, option, None)]
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -197,7 +227,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(
-        "run", parents=[shared, wire, device], help="run the daemon in the foreground"
+        "run",
+        parents=[shared, wire, device],
+        help="run the daemon in the foreground",
+        description="Run the daemon in the foreground; it starts without a broker and without a "
+        "model, and waits for both.",
+        epilog="""\
+SIGTERM, SIGINT  finish what was accepted (limits.drain_s at most), then end; twice: at once
+SIGHUP           read the settings again
+
+exit status:
+    0  stopped
+   75  another client has connected with our client id
+   78  the settings cannot be used
+""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.set_defaults(command=_run)
 
@@ -222,7 +266,11 @@ def _parser() -> argparse.ArgumentParser:
     asks.set_defaults(command=_ask)
 
     fleets = commands.add_parser(
-        "fleet", parents=[shared, wire], help="show the devices, their state and their numbers"
+        "fleet",
+        parents=[shared, wire],
+        help="show the devices, their state and their numbers",
+        description="Ask every device under mqtt.base for its status, info and health, and show "
+        "them as a table, again and again until Ctrl-C.",
     )
     fleets.add_argument("--once", action="store_true", help="look once and exit")
     fleets.add_argument("--json", action="store_true", help="as a JSON array")
@@ -233,6 +281,32 @@ def _parser() -> argparse.ArgumentParser:
         "--every", type=float, default=5.0, metavar="S", help="look again after (default 5)"
     )
     fleets.set_defaults(command=_fleet)
+
+    doctors = commands.add_parser(
+        "doctor",
+        parents=[shared, wire, device],
+        help="find what is wrong, and what mends it",
+        description="Looks at everything that an answer needs. Exit status 1 if anything is bad.",
+    )
+    doctors.add_argument("--json", action="store_true", help="as a JSON object")
+    doctors.add_argument(
+        "--wait", type=float, default=4.0, metavar="S", help="for the engine to load (default 4)"
+    )
+    doctors.set_defaults(examine=_doctor)
+
+    configs = commands.add_parser("config", help="show and check the settings")
+    config_commands = configs.add_subparsers(required=True, metavar="COMMAND")
+    show = config_commands.add_parser(
+        "show",
+        parents=[shared, wire, device],
+        help="every setting in force, and where it comes from",
+    )
+    show.add_argument("--json", action="store_true", help="as a JSON object")
+    show.set_defaults(command=_config_show)
+    check = config_commands.add_parser(
+        "check", parents=[shared], help=f"name every mistake; exit status {EXIT_CONFIG} if any"
+    )
+    check.set_defaults(command=_config_check)
 
     models = commands.add_parser("models", parents=[shared], help="show and prepare models")
     models.add_argument("--json", action="store_true", help="as a JSON array")

@@ -8,41 +8,51 @@ import uuid
 from types import TracebackType
 from typing import Self
 
-from phid import settings as settings_module
-from phid.broker import BrokerEvent, Connected, Disconnected, Endpoint, Inbound, Link, Session
+from phid.broker import BrokerEvent, Connected, Disconnected, Endpoint, Inbound, Link, Sent
+from phid.session import Session
 from phid.settings import Mqtt
 
 
 class Unreachable(Exception):  # noqa: N818 - it reads as what it says
-    """There is no broker to talk to; the message says where it was looked for."""
+    """There is no broker to talk to; the message says where it was looked for.
+
+    `refused`: there is one, but it does not let us in.
+    """
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
+
+
+class Unheard(Exception):  # noqa: N818 - it reads as what it says
+    """The broker says that nobody is subscribed to what was published."""
 
 
 class Client:
     """A connection to the broker for one command, closed at its end.
 
-    `name` is its level in the topics. Nothing of it stays at the broker.
+    `name` is its level in the topics; `refused_filters` are those the broker would not grant.
+    Nothing of it stays at the broker.
     """
 
     def __init__(self, mqtt: Mqtt, filters: tuple[str, ...], *, name: str | None = None) -> None:
         self.name = name or f"cli-{uuid.uuid4().hex[:8]}"
         self._inbox: queue.SimpleQueue[BrokerEvent | Inbound] = queue.SimpleQueue()
-        endpoint = Endpoint(
-            host=mqtt.host,
-            port=mqtt.port,
-            client_id=f"phid-{self.name}",
-            filters=filters,
-            username=mqtt.username,
-            password=settings_module.password(mqtt),
-            packet_bytes=mqtt.packet_bytes,
-        )
+        endpoint = Endpoint(mqtt, client_id=f"phid-{self.name}", filters=filters)
+        self._where = endpoint.where
         self._session = Session(endpoint, self._inbox.put, self._inbox.put)
         self._link: Link | None = None
+        self._to_be_heard: set[int] = set()
+        self.refused_filters: tuple[str, ...] = ()
 
-    def connect(self, timeout_s: float) -> None:
-        """Connect and subscribe. Raises Unreachable with the reason when time is up."""
+    def connect(self, timeout_s: float, *, once: bool = False) -> None:
+        """Connect and subscribe, trying again until time is up unless `once`.
+
+        Raises Unreachable with the last reason.
+        """
         self._session.start()
         late = time.monotonic() + timeout_s
-        reason = "no answer"
+        reason, refused = f"no answer from the broker at {self._where}", False
         while (left := late - time.monotonic()) > 0:
             try:
                 event = self._inbox.get(timeout=left)
@@ -50,10 +60,13 @@ class Client:
                 break
             if isinstance(event, Connected):
                 self._link = event.link
+                self.refused_filters = event.refused
                 return
             if isinstance(event, Disconnected):
-                reason = event.reason
-        raise Unreachable(reason)
+                reason, refused = event.reason, event.refused
+                if once:
+                    break
+        raise Unreachable(reason, refused=refused)
 
     def __enter__(self) -> Self:
         return self
@@ -73,15 +86,21 @@ class Client:
         *,
         response_topic: str | None = None,
         expiry_s: int | None = None,
+        must_be_heard: bool = False,
     ) -> None:
-        """Publish at QoS 1, without waiting for the broker."""
+        """Publish at QoS 1, without waiting for the broker.
+
+        With `must_be_heard`, `receive` raises Unheard when the broker says that nobody is.
+        """
         assert self._link is not None
-        self._link.publish(topic, payload, response_topic=response_topic, expiry_s=expiry_s)
+        mid = self._link.publish(topic, payload, response_topic=response_topic, expiry_s=expiry_s)
+        if must_be_heard:
+            self._to_be_heard.add(mid)
 
     def receive(self, until: float) -> Inbound | None:
         """The next message; None when there is none until then (monotonic seconds).
 
-        Raises Unreachable when the connection is lost.
+        Raises Unreachable when the connection is lost, and Unheard.
         """
         while (left := until - time.monotonic()) > 0:
             try:
@@ -92,4 +111,6 @@ class Client:
                 return event
             if isinstance(event, Disconnected):
                 raise Unreachable(event.reason)
+            if isinstance(event, Sent) and not event.heard and event.mid in self._to_be_heard:
+                raise Unheard
         return None

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from phid.errors import Code, Failure, Refused
 from phid.intake import CommandArrived
-from phid.messages import Command, CtlReply
+from phid.messages import CtlReply
+from phid.requests import Command
 
 Data = dict[str, Any]
 

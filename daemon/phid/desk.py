@@ -23,17 +23,9 @@ from phid.jobs import (
     Turn,
 )
 from phid.ledger import Ledger, ReplyAddress, Ticket
-from phid.messages import (
-    Accepted,
-    ErrorMessage,
-    JobEvent,
-    Outcome,
-    Request,
-    Result,
-    Timing,
-    UsageReport,
-)
+from phid.messages import Accepted, ErrorMessage, JobEvent, Outcome, Result, Timing, UsageReport
 from phid.outbox import Outbox
+from phid.requests import Request
 from phid.settings import Settings
 from phid.streams import DeltaStream
 from phid.topics import Topics
@@ -78,7 +70,7 @@ class Desk:
         self.ledger = Ledger(keep_s=limits.dedupe_s, keep_entries=limits.dedupe_entries)
         self.closed: Failure | None = None
         self.held = False
-        self.delta_interval_s = settings.stream.delta_interval_ms / 1000
+        self._delta_interval_s = settings.stream.delta_interval_ms / 1000
         self._topics: Topics = settings.topics
         self._device = settings.device
         self._worker = worker
@@ -87,6 +79,13 @@ class Desk:
         self._tell = tell
         self._run: _Run | None = None
         self._jobs = 0
+
+    def configure(self, settings: Settings) -> None:
+        """Take over the limits of these settings; what is already accepted stays."""
+        limits = settings.limits
+        self.backlog.limit, self.backlog.per_client = limits.backlog, limits.per_client
+        self.ledger.keep_s, self.ledger.keep_entries = limits.dedupe_s, limits.dedupe_entries
+        self._delta_interval_s = settings.stream.delta_interval_ms / 1000
 
     @property
     def idle(self) -> bool:
@@ -108,7 +107,7 @@ class Desk:
         try:
             known = self._known(arrived)
             if known is not None:
-                self._answer_again(known, arrived.reply)
+                self._answer_again(known, arrived)
                 return
             self._check(arrived)
         except Refused as refused:
@@ -157,7 +156,7 @@ class Desk:
         ticket.state = "running"
         self._run = _Run(
             ticket,
-            DeltaStream(ticket.id, wanted=ticket.streams, interval_s=self.delta_interval_s),
+            DeltaStream(ticket.id, wanted=ticket.streams, interval_s=self._delta_interval_s),
             handed=now,
         )
         self._worker.submit(
@@ -236,12 +235,16 @@ class Desk:
             return self.ledger.find_redelivered(arrived.topic, arrived.digest)
         return None
 
-    def _answer_again(self, ticket: Ticket, reply: ReplyAddress) -> None:
+    def _answer_again(self, ticket: Ticket, arrived: RequestArrived) -> None:
         self._health.count("jobs_duplicate")
+        reply = arrived.reply
+        if not arrived.id_given and reply.topic == self._topics.res(arrived.client, arrived.id):
+            # The id in it was made up just now, and nobody knows it.
+            reply = ReplyAddress(self._topics.res(ticket.client, ticket.id), reply.correlation)
         if ticket.outcome is None:
             ticket.also_answer(reply)
         else:
-            self._outbox.answer(reply, ticket.outcome.model_copy(update={"duplicate": True}))
+            self._outbox.repeat(reply, ticket.outcome.model_copy(update={"duplicate": True}))
 
     def _check(self, arrived: RequestArrived) -> None:
         if self.closed is not None:

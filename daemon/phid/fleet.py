@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from phid import messages
 from phid.broker import Inbound
 from phid.client import Client
 from phid.settings import Mqtt
 from phid.topics import Topics
 
 _OUTS = ("status", "info", "health")
+_CELL_CHARS = 160
+_LAST_SECOND = 2**40
 
 
 @dataclass(slots=True)
@@ -25,18 +27,23 @@ class Seen:
     health: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """What an operator wants in one line."""
-        model = self.info.get("model") or {}
+        """What an operator wants in one line, whoever it was that published it."""
+        model = self.info.get("model")
+        loaded = model.get("model") if isinstance(model, dict) else None
+        age_s = 0.0
+        told_at = self.status.get("ts")
+        if isinstance(told_at, int | float) and abs(told_at) < _LAST_SECOND:
+            age_s = time.time() - told_at
         return {
             "device": self.device,
             "state": self.status.get("state", "unknown"),
             "reason": self.status.get("reason"),
-            "model": self.status.get("model") or model.get("model"),
+            "model": self.status.get("model") or loaded,
             "provider": self.status.get("provider"),
             "queue": self.health.get("queue_depth", self.status.get("queue")),
             "tokens_per_s": self.health.get("tokens_per_s_p50"),
             "temp_c": self.health.get("temp_c"),
-            "seen_s_ago": max(0, round(time.time() - self.status.get("ts", time.time()))),
+            "seen_s_ago": max(0, round(age_s)),
             "version": self.status.get("version"),
         }
 
@@ -59,10 +66,8 @@ class Fleet:
         if len(levels) != 3 or levels[1] != "out" or levels[2] not in _OUTS:
             return
         try:
-            content = json.loads(inbound.payload)
+            content = messages.decode_report(inbound.payload)
         except ValueError:
-            return
-        if not isinstance(content, dict):
             return
         seen = self._devices.setdefault(levels[0], Seen(levels[0]))
         if levels[2] == "status" and self._is_stale(seen.status, content):
@@ -106,7 +111,7 @@ def table(fleet: Fleet) -> str:
     columns = ("device", "state", "model", "provider", "queue", "tokens_per_s", "temp_c")
     rows = [[*(column for column in columns), "reason"]]
     rows += [
-        [*("-" if (value := row[c]) is None else str(value) for c in columns), row["reason"] or ""]
+        [*(_cell(row[column]) for column in columns), _cell(row["reason"] or "")]
         for row in (seen.row() for seen in fleet.devices())
     ]
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
@@ -114,3 +119,9 @@ def table(fleet: Fleet) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell; what would move the cursor or break the line is shown, not sent."""
+    text = "-" if value is None else str(value)[:_CELL_CHARS]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

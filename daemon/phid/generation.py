@@ -32,7 +32,15 @@ class Stream(Protocol):
 
     @property
     def prompt_tokens(self) -> int:
-        """How long the prompt is."""
+        """How long the prompt is, images and all."""
+
+    @property
+    def image_tokens(self) -> int:
+        """How many of these are images."""
+
+    @property
+    def crops(self) -> int:
+        """How many crops the images were cut into altogether."""
 
     @property
     def room(self) -> int:
@@ -136,7 +144,7 @@ class _Run:
     def events(self, stream: Stream) -> Iterator[JobEvent]:
         self.quotable = True
         began_s = self._clock()
-        yield Started(self._job.id, stream.prompt_tokens)
+        yield Started(self._job.id, stream.prompt_tokens, stream.image_tokens)
         finish = yield from self._prefill(stream)
         prefilled_s = first_s = self._clock()
         limit = min(self._job.sampling.max_tokens, stream.room)
@@ -162,7 +170,12 @@ class _Run:
             self._job.id,
             finish or Finish.LENGTH,
             self.text,
-            Usage(prompt_tokens=stream.prompt_tokens, output_tokens=count),
+            Usage(
+                prompt_tokens=stream.prompt_tokens,
+                image_tokens=stream.image_tokens,
+                output_tokens=count,
+                crops=stream.crops,
+            ),
             prefill_ms=(prefilled_s - began_s) * 1e3,
             ttft_ms=(first_s - self._received_s) * 1e3 if count else 0.0,
             decode_ms=(self._clock() - prefilled_s) * 1e3,

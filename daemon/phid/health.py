@@ -44,6 +44,7 @@ KEYS: dict[str, str] = {
     "engine_restarts_total": "engines started after the first",
     "deltas_dropped_total": "deltas not sent: their text came with the result",
     "messages_dropped_total": "reports not sent; never an outcome",
+    "messages_refused_total": "publications the broker would not take from us: see its ACL",
     "uptime_s": "since the service started",
 }
 """Every key of out/health with its meaning; a sensor that is absent is an absent key."""
@@ -110,8 +111,7 @@ class Health:
                     psutil.Process(engine_pid).memory_info().rss / _MIB, 1
                 )
         with contextlib.suppress(OSError):
-            home = next(p for p in (self._models_dir, *self._models_dir.parents) if p.exists())
-            numbers["disk_free_mb"] = round(psutil.disk_usage(str(home)).free / _MIB)
+            numbers["disk_free_mb"] = disk_free_mb(self._models_dir)
         if (temperature := _temperature_c()) is not None:
             numbers["temp_c"] = temperature
         with contextlib.suppress(OSError, ValueError):
@@ -129,6 +129,17 @@ def percentile(samples: list[float], share: float) -> float:
 def memory_mb() -> int:
     """The machine's memory, MiB."""
     return int(psutil.virtual_memory().total / _MIB)
+
+
+def available_mb() -> int:
+    """What a program may still take without the machine swapping, MiB."""
+    return int(psutil.virtual_memory().available / _MIB)
+
+
+def disk_free_mb(folder: Path) -> int:
+    """What is free where a folder is or would be made, MiB. Raises OSError."""
+    home = next(path for path in (folder, *folder.parents) if path.exists())
+    return round(psutil.disk_usage(str(home)).free / _MIB)
 
 
 def _temperature_c() -> float | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
-from phid import messages, topics
+from phid import requests, topics
 from phid.broker import Inbound
 from phid.errors import Code, Failure, Refused
 from phid.ledger import ReplyAddress
-from phid.messages import Command, Request
+from phid.requests import Command, Request
 from phid.topics import Address, Topics
 
 
@@ -85,31 +85,36 @@ class Intake:
             if address.kind == "text":
                 return self._request(inbound, address)
             if address.kind == "cancel":
-                cancel = messages.decode_cancel(inbound.payload)
+                cancel = requests.decode_cancel(inbound.payload)
                 return CancelArrived(address.client, cancel.id)
             if address.kind == "ctl":
                 return self._command(inbound, address)
             raise Refused(Code.UNSUPPORTED, "frames are not supported by this version")
         except Refused as refused:
             client = address.client if address else topics.ANON
-            request_id, reply_to = messages.salvage(inbound.payload, self.payload_bytes)
+            request_id, reply_to = requests.salvage(inbound.payload, self.payload_bytes)
             request_id = request_id or _new_id()
+            verb = address.verb if address and address.kind == "ctl" else None
             try:
-                reply = self._reply(inbound, client, request_id, reply_to)
+                reply = self._reply(
+                    inbound, client, request_id, reply_to, operator=verb is not None
+                )
             except Refused:
                 reply = ReplyAddress(self.topics.res(client, request_id), inbound.correlation)
-            verb = address.verb if address and address.kind == "ctl" else None
             return ArrivalRefused(client, request_id, refused.failure, reply, verb)
 
     def _request(self, inbound: Inbound, address: Address) -> RequestArrived:
-        request = messages.decode_request(inbound.payload, self.payload_bytes)
+        request = requests.decode_request(inbound.payload, self.payload_bytes)
         if request.client not in (None, address.client):
             raise Refused(
                 Code.UNAUTHORIZED, f"the topic says client {address.client}", field="client"
             )
+        digest = request.digest(address.kind)
         if request.max_tokens > self.max_tokens:
-            says = f"max_tokens: at most {self.max_tokens} here"
-            raise Refused(Code.BAD_REQUEST, says, field="max_tokens")
+            if "max_tokens" in request.model_fields_set:
+                says = f"max_tokens: at most {self.max_tokens} here"
+                raise Refused(Code.BAD_REQUEST, says, field="max_tokens")
+            request = request.model_copy(update={"max_tokens": self.max_tokens})
         request_id = request.id or _new_id()
         deadline_s = min(request.deadline_ms, self.deadline_ms) / 1000
         if inbound.expiry_s is not None:
@@ -120,14 +125,14 @@ class Intake:
             id_given=request.id is not None,
             topic=inbound.topic,
             request=request,
-            digest=request.digest(address.kind),
+            digest=digest,
             deadline_s=deadline_s,
             redelivered=inbound.dup,
             reply=self._reply(inbound, address.client, request_id, request.reply_to),
         )
 
     def _command(self, inbound: Inbound, address: Address) -> CommandArrived:
-        command = messages.decode_command(inbound.payload)
+        command = requests.decode_command(inbound.payload)
         command_id = command.id or _new_id()
         return CommandArrived(
             verb=address.verb,

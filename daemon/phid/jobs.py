@@ -46,7 +46,8 @@ class Load:
     """Load this model; the first command an engine gets, answered by Ready or LoadFailed.
 
     `threads` 0 means: as many as the CPU affinity and the cgroup quota allow. `max_context`
-    caps the model's own context (tokens), 0 leaves it.
+    caps the model's own context (tokens), 0 leaves it. `processor` says who makes a vision model's
+    pixels: phid, within a job's budget of crops, or the runtime's own, always up to 16.
     """
 
     runtime: Literal["genai", "scripted"]
@@ -55,6 +56,15 @@ class Load:
     threads: int = 0
     prefill_slice: int = 64
     max_context: int = 0
+    processor: Literal["phid", "stock"] = "phid"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An encoded picture as it came: `data` is a JPEG, PNG, WebP or BMP file."""
+
+    data: bytes
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +72,16 @@ class Job:
     """One request as the engine sees it.
 
     `budget_s` is what is left of the deadline when the job is handed over: clocks are not
-    shared between processes.
+    shared between processes. `crops` is the most 336x336 crops each of `images` may be cut into
+    beside its global view, 1 to 16.
     """
 
     id: str
     turns: tuple[Turn, ...]
     sampling: Sampling = field(default_factory=Sampling)
     budget_s: float | None = None
+    images: tuple[Image, ...] = ()
+    crops: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +107,9 @@ class EngineFacts:
     """What an engine knows about itself once its model is loaded.
 
     `context` in tokens; `kv_bytes_per_token` is what the cache takes for one token of
-    max_length; `provider` is where the nodes were placed, by the runtime's own word.
+    max_length; `provider` is where the nodes were placed, by the runtime's own word;
+    `crops_padded` says that the vision graph takes no fewer than 17 views, so that a small budget
+    saves tokens but no work in that graph.
     """
 
     model: str
@@ -106,6 +121,7 @@ class EngineFacts:
     context: int
     kv_bytes_per_token: int
     load_ms: int
+    crops_padded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +149,14 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The job's prompt fits and its prefill begins."""
+    """The job's prompt fits and its prefill begins.
+
+    `image_tokens` of the `prompt_tokens` are its images.
+    """
 
     job_id: str
     prompt_tokens: int
+    image_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +181,17 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one job, named as OpenAI names them where they mean the same."""
+    """Token counts of one job, named as OpenAI names them where they mean the same.
+
+    `image_tokens` and `cached_tokens` are part of `prompt_tokens`. `crops` is how many its images
+    were cut into altogether, beside the global view of each.
+    """
 
     prompt_tokens: int = 0
     image_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    crops: int = 0
 
 
 @dataclass(frozen=True, slots=True)

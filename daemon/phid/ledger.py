@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from phid.errors import Code, Refused
-from phid.messages import Outcome, Request
+from phid.messages import Outcome
+from phid.requests import Request
 
 Key = tuple[str, str]
 """(client, id): what a request is known by."""
@@ -108,6 +109,10 @@ class Ledger:
     def close(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
         """Keep the outcome for the dedupe window: as long as the deadline was, or keep_s."""
         del self._open[ticket.key]
+        # A thousand prompts of a megabyte each are not kept for the sake of their outcomes.
+        ticket.request = ticket.request.model_copy(
+            update={"prompt": None, "messages": None, "system": None}
+        )
         ticket.state = "ended"
         ticket.outcome = outcome
         ticket.forget_at = now + max(self.keep_s, ticket.deadline - ticket.arrived)

@@ -1,178 +1,24 @@
-"""The words of the wire: requests and commands decoded, answers and reports encoded."""
+"""What the device says: answers and reports, encoded; and decoded again by its clients."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError, from_json
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic_core import from_json
 
-from phid import topics
-from phid.errors import Code, Failure, Refused
+from phid.errors import Code, Failure
 from phid.jobs import Finish
 
 VERSION = 1
 
 
-def _not_yet(value: Any) -> Any:
-    if value is not None:
-        raise PydanticCustomError("unsupported", "not supported by this version")
-    return value
+class _Told(BaseModel):
+    # A device of a later version may say more than a client of this one knows.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-def _level(text: str) -> str:
-    if not topics.is_level(text):
-        raise PydanticCustomError("level", "must be 1 to 64 of A-Z a-z 0-9 _ -")
-    return text
-
-
-def _without_nul(text: str) -> str:
-    if "\0" in text:
-        raise PydanticCustomError("nul", "must not contain NUL")
-    return text
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise PydanticCustomError("blank", "must not be empty")
-    return text
-
-
-Level = Annotated[str, AfterValidator(_level)]
-Text = Annotated[str, AfterValidator(_without_nul)]
-NotYet = Annotated[Any, BeforeValidator(_not_yet)]
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-M = TypeVar("M", bound=_Message)
-
-# In: what requesters and operators send.
-
-
-class ChatMessage(_Message):
-    """One turn of `messages`."""
-
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[Text, AfterValidator(_not_blank)]
-
-
-class TextFormat(_Message):
-    """The only answer format so far: plain text."""
-
-    type: Literal["text"] = "text"
-
-
-def _format(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("type") not in (None, "text"):
-        raise PydanticCustomError("unsupported", "only type text is supported by this version")
-    return value
-
-
-class Request(_Message):
-    """A request for text; the fields' defaults are what applies when they are absent."""
-
-    v: Literal[1] = Field(1, description="Version of the wire.")
-    id: Level | None = Field(None, description="Names the request; made up when absent.")
-    client: Level | None = Field(
-        None, description="Who asks; must equal the topic's client level where there is one."
-    )
-    prompt: Annotated[Text, AfterValidator(_not_blank)] | None = Field(
-        None, description="What to answer; this or `messages`."
-    )
-    messages: tuple[ChatMessage, ...] | None = Field(
-        None, min_length=1, description="A whole conversation, its last turn the user's."
-    )
-    system: Text | None = Field(None, description="The system turn, put in front.")
-    model: str | None = Field(None, description="A loaded model's name; the device's own if absent")
-    max_tokens: int = Field(256, ge=1, description="Most tokens of the answer.")
-    temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False, description="Nucleus sampling.")
-    top_k: int = Field(50, ge=1, le=1000, description="Choose among so many likeliest tokens.")
-    seed: int | None = Field(
-        None, ge=0, le=2**31 - 1, description="Makes sampling repeatable on one device."
-    )
-    stop: tuple[Annotated[Text, Field(min_length=1, max_length=128)], ...] = Field(
-        (), max_length=8, description="The answer ends before any of these."
-    )
-    stream: Literal["none", "delta"] = Field(
-        "none", description="none: one message is the answer; delta: text as it comes, too."
-    )
-    format: Annotated[TextFormat, BeforeValidator(_format)] = Field(
-        TextFormat(), description="Shape of the answer: {type: text}."
-    )
-    deadline_ms: int = Field(
-        600_000, ge=1, description="Not wanted any more after so long, counted from arrival."
-    )
-    priority: int = Field(5, ge=0, le=9, description="Higher goes first.")
-    reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
-    session: NotYet = Field(None, description="Not yet: a conversation kept on the device.")
-    images: NotYet = Field(None, description="Not yet: images to look at.")
-    detail: NotYet = Field(None, description="Not yet: how closely images are looked at.")
-    tags: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, max_length=16, description="Echoed in the event line, not used."
-    )
-
-    @model_validator(mode="after")
-    def _has_one_question(self) -> Request:
-        if (self.prompt is None) == (self.messages is None):
-            raise PydanticCustomError("question", "give either prompt or messages")
-        if self.messages is not None:
-            if self.messages[-1].role != "user":
-                raise PydanticCustomError("question", "the last of messages must be the user's")
-            if any(m.role == "system" for m in self.messages[1:]) or (
-                self.system is not None and self.messages[0].role == "system"
-            ):
-                raise PydanticCustomError("question", "one system turn, and it comes first")
-        return self
-
-    def digest(self, topic_kind: str) -> str:
-        """The request's content as a SHA-256: equal for retries, whatever their reply topic."""
-        content = self.model_dump(
-            mode="json", exclude={"id", "client", "deadline_ms", "reply_to"}, exclude_none=True
-        )
-        canonical = json.dumps([topic_kind, content], sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-class CancelRequest(_Message):
-    """Ends one of the sender's own requests."""
-
-    id: Level = Field(description="The request to end.")
-
-
-class Command(_Message):
-    """The payload of a ctl topic; empty is fine for verbs that need nothing."""
-
-    id: Level | None = Field(None, description="Names the command; made up when absent.")
-    reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
-    level: Literal["debug", "info", "warning", "error"] | None = Field(
-        None, description="log: the new level."
-    )
-    for_s: float | None = Field(
-        None, gt=0, le=86400, allow_inf_nan=False, description="log: back to the old level after."
-    )
-    what: Literal["engine", "service"] = Field("engine", description="restart: which program.")
-
-
-# Out: what the device says.
-
-
-class Accepted(_Message):
+class Accepted(_Told):
     """Streaming only: the request is queued."""
 
     type: Literal["accepted"] = "accepted"
@@ -181,7 +27,7 @@ class Accepted(_Message):
     eta_ms: int | None = Field(None, description="Until its first token, when it can be told.")
 
 
-class Delta(_Message):
+class Delta(_Told):
     """Streaming only: more of the answer's text."""
 
     type: Literal["delta"] = "delta"
@@ -190,7 +36,7 @@ class Delta(_Message):
     text: str
 
 
-class UsageReport(_Message):
+class UsageReport(_Told):
     """Token counts."""
 
     prompt_tokens: int
@@ -199,7 +45,7 @@ class UsageReport(_Message):
     output_tokens: int
 
 
-class Timing(_Message):
+class Timing(_Told):
     """Where the time went, in milliseconds."""
 
     queued_ms: int
@@ -210,7 +56,7 @@ class Timing(_Message):
     tokens_per_s: float = Field(description="Of the decode phase.")
 
 
-class Result(_Message):
+class Result(_Told):
     """The answer."""
 
     type: Literal["result"] = "result"
@@ -227,7 +73,7 @@ class Result(_Message):
     duplicate: Literal[True] | None = Field(None, description="It may have been sent before.")
 
 
-class ErrorMessage(_Message):
+class ErrorMessage(_Told):
     """Why there is no answer."""
 
     type: Literal["error"] = "error"
@@ -241,7 +87,7 @@ class ErrorMessage(_Message):
     duplicate: Literal[True] | None = None
 
 
-class CtlReply(_Message):
+class CtlReply(_Told):
     """What became of a command."""
 
     type: Literal["ctl"] = "ctl"
@@ -252,7 +98,7 @@ class CtlReply(_Message):
     error: dict[str, Any] | None = None
 
 
-class Status(_Message):
+class Status(_Told):
     """The device's state: retained, and as `offline` its will."""
 
     v: Literal[1] = 1
@@ -267,7 +113,7 @@ class Status(_Message):
     version: str
 
 
-class JobEvent(_Message):
+class JobEvent(_Told):
     """A finished job, told on out/event; never its prompt or its answer."""
 
     type: Literal["job"] = "job"
@@ -281,7 +127,7 @@ class JobEvent(_Message):
     tags: dict[str, Any] | None = None
 
 
-class StateEvent(_Message):
+class StateEvent(_Told):
     """A change of the device's state, told on out/event."""
 
     type: Literal["state"] = "state"
@@ -291,7 +137,7 @@ class StateEvent(_Message):
     reason: str | None = None
 
 
-class Info(_Message):
+class Info(_Told):
     """What the device is and can do: retained."""
 
     v: Literal[1] = 1
@@ -321,6 +167,14 @@ def decode_answer(payload: bytes) -> Answer:
     return _ANSWERS.validate_json(payload)
 
 
+def decode_report(payload: bytes) -> dict[str, Any]:
+    """What a device says of itself, as it says it. Raises ValueError if it is no JSON object."""
+    content = from_json(payload)
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004 - as for any other wrong payload
+    return content
+
+
 def error_message(request_id: str, failure: Failure) -> ErrorMessage:
     """The message that tells a failure."""
     return ErrorMessage(
@@ -332,68 +186,3 @@ def error_message(request_id: str, failure: Failure) -> ErrorMessage:
         retry_after_ms=failure.retry_after_ms,
         text=failure.text,
     )
-
-
-def decode_request(payload: bytes, limit_bytes: int) -> Request:
-    """The request in a payload. Raises Refused with what is wrong and where."""
-    return _decode(Request, payload, limit_bytes)
-
-
-def decode_cancel(payload: bytes) -> CancelRequest:
-    """The id to cancel. Raises Refused."""
-    return _decode(CancelRequest, payload, 4096)
-
-
-def decode_command(payload: bytes) -> Command:
-    """The options of a command; an empty payload has none. Raises Refused."""
-    return _decode(Command, payload or b"{}", 4096)
-
-
-def salvage(payload: bytes, limit_bytes: int) -> tuple[str | None, str | None]:
-    """The id and reply_to of a payload that was refused, as far as they can be read.
-
-    So that the error reaches whoever waits for it.
-    """
-    if len(payload) > limit_bytes:
-        return None, None
-    try:
-        content = from_json(payload)
-    except ValueError:
-        return None, None
-    if not isinstance(content, dict):
-        return None, None
-    request_id, reply_to = content.get("id"), content.get("reply_to")
-    return (
-        request_id if isinstance(request_id, str) and topics.is_level(request_id) else None,
-        reply_to if isinstance(reply_to, str) else None,
-    )
-
-
-def _decode(model: type[M], payload: bytes, limit_bytes: int) -> M:
-    if len(payload) > limit_bytes:
-        raise Refused(
-            Code.TOO_LARGE, f"payload of {len(payload)} bytes: the limit is {limit_bytes}"
-        )
-    try:
-        return model.model_validate_json(payload, strict=True)
-    except ValidationError as error:
-        # The first mistake is enough, and an unknown field explains the ones after it.
-        mistakes = error.errors(include_url=False, include_input=False)
-        mistakes.sort(key=lambda e: e["type"] != "extra_forbidden")
-        raise _refused(model, dict(mistakes[0])) from None
-
-
-def _refused(model: type[_Message], mistake: dict[str, Any]) -> Refused:
-    field = ".".join(str(level) for level in mistake["loc"]) or None
-    kind, says = mistake["type"], mistake["msg"]
-    if kind == "json_invalid":
-        return Refused(Code.BAD_REQUEST, says)
-    if kind == "model_type":
-        return Refused(Code.BAD_REQUEST, "the payload must be a JSON object")
-    if kind == "extra_forbidden":
-        name = str(mistake["loc"][-1])[:64]
-        close = difflib.get_close_matches(name, list(model.model_fields), n=1)
-        hint = f": did you mean {close[0]}?" if close else ""
-        return Refused(Code.BAD_REQUEST, f"unknown field {name!r}{hint}", field=name)
-    code = Code.UNSUPPORTED if kind == "unsupported" else Code.BAD_REQUEST
-    return Refused(code, f"{field}: {says}" if field else says, field=field)

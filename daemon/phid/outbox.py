@@ -11,7 +11,7 @@ from phid import log, messages
 from phid.broker import Connected, Link, Sent
 from phid.errors import Code, Failure
 from phid.ledger import ReplyAddress
-from phid.messages import ErrorMessage, Result
+from phid.messages import ErrorMessage, Outcome, Result
 
 # What a PUBLISH packet has beyond topic and payload, generously: fixed header and properties.
 _PACKET_OVERHEAD = 128
@@ -26,7 +26,7 @@ class Publication:
     """A QoS 1 message on its way out.
 
     `outcome` marks what may never be dropped and is marked as a duplicate when sent again;
-    anything else is forgotten with the connection it was sent on.
+    anything else is forgotten with the connection it was sent on. `answer`: somebody waits.
     """
 
     topic: str
@@ -35,6 +35,7 @@ class Publication:
     retain: bool = False
     expiry_s: int | None = None
     outcome: bool = False
+    answer: bool = False
     sent_before: bool = False
 
 
@@ -49,6 +50,7 @@ class Outbox:
         self._in_flight: dict[int, Publication] = {}
         self._unwritten: set[int] = set()
         self.dropped = 0
+        self.refused = 0
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._in_flight)
@@ -79,8 +81,13 @@ class Outbox:
         self._waiting = deque([*owed, *(p for p in self._waiting if p.outcome)])
 
     def put(self, publication: Publication) -> None:
-        """Publish at QoS 1 when the window allows. Without a link only outcomes are kept."""
-        if not publication.outcome and (self._link is None or len(self._waiting) >= _MAX_WAITING):
+        """Publish at QoS 1 when the window allows. Without a link only answers are kept.
+
+        What waited for us at the broker comes before its word that we are subscribed.
+        """
+        if not publication.outcome and (
+            len(self._waiting) >= _MAX_WAITING or not (self._link or publication.answer)
+        ):
             self.dropped += 1
             return
         self._waiting.append(publication)
@@ -89,11 +96,17 @@ class Outbox:
     def answer(self, address: ReplyAddress, message: BaseModel) -> None:
         """Publish a message to whoever asked."""
         outcome = isinstance(message, Result | ErrorMessage)
-        self.put(Publication(address.topic, message, address.correlation, outcome=outcome))
+        self.put(
+            Publication(address.topic, message, address.correlation, outcome=outcome, answer=True)
+        )
 
     def refuse(self, address: ReplyAddress, message: ErrorMessage) -> None:
         """Publish why something was not accepted: an answer, but one that a flood may lose."""
-        self.put(Publication(address.topic, message, address.correlation))
+        self.put(Publication(address.topic, message, address.correlation, answer=True))
+
+    def repeat(self, address: ReplyAddress, outcome: Outcome) -> None:
+        """Publish an outcome told before, for one who asks again: as a refusal, it may be lost."""
+        self.put(Publication(address.topic, outcome, address.correlation, answer=True))
 
     def send_now(
         self, topic: str, message: BaseModel | bytes, correlation: bytes | None = None
@@ -114,8 +127,13 @@ class Outbox:
         if self._link is None or event.session != self._link.session:
             return
         self._unwritten.discard(event.mid)
-        if self._in_flight.pop(event.mid, None) is not None:
-            self._flush()
+        publication = self._in_flight.pop(event.mid, None)
+        if publication is None:
+            return
+        if event.refusal is not None:
+            _log.error("publish_refused", topic=publication.topic, reason=event.refusal)
+            self.refused += 1
+        self._flush()
 
     def _flush(self) -> None:
         while self._link is not None and self._waiting and len(self._in_flight) < self._window:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import sys
 
 
-def show(stage: str, fraction: float | None) -> None:
-    """Say what is being done: one line rewritten on a terminal, else a line a stage."""
-    share = "" if fraction is None else f" {fraction:4.0%}"
-    if sys.stderr.isatty():
-        end = "\n" if fraction == 1 else ""
-        print(f"\r\x1b[K{stage}{share}", end=end, file=sys.stderr, flush=True)
-    elif fraction in (None, 0, 1):
-        print(f"{stage}{share}", file=sys.stderr, flush=True)
+class Progress:
+    """Say what is being done: one line rewritten on a terminal, elsewhere a line as it begins."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+
+    def __call__(self, stage: str, fraction: float | None) -> None:
+        """Show the stage, and the share done where it is known."""
+        if sys.stderr.isatty():
+            share = "" if fraction is None else f" {fraction:4.0%}"
+            end = "\n" if fraction == 1 else ""
+            print(f"\r\x1b[K{stage}{share}", end=end, file=sys.stderr, flush=True)
+        elif stage != self._stage:
+            print(stage, file=sys.stderr, flush=True)
+        self._stage = stage

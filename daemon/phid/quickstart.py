@@ -54,6 +54,11 @@ class Part:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def check(self) -> None:
         """Raise Failed with its last words if it has ended."""
         if self._process.poll() is not None:
@@ -97,8 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace, parts: list[Part], folder: Path) -> int:
     began = time.monotonic()
     models_dir = settings_module.default_models_dir()
-    demo.prepare(models_dir, progress.show)
-    port = options.port or _free_port()
+    demo.prepare(models_dir, progress.Progress())
+    port = options.port or free_port()
     mqtt = Mqtt(host=_LOOPBACK, port=port)
     _say(f"starting a broker on {_LOOPBACK}:{port}, and phid as device {options.device}")
     where = ["--host", _LOOPBACK, "--port", str(port)]
@@ -169,7 +174,8 @@ def _health_line(mqtt: Mqtt, device: str) -> str:
     raise Failed("no health message came")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
         return int(probe.getsockname()[1])

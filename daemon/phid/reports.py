@@ -48,6 +48,7 @@ def state_of(
     paused: bool,
     draining: bool,
     refused_filters: tuple[str, ...],
+    silenced: bool,
 ) -> State:
     """The state that the facts amount to."""
     if draining:
@@ -62,6 +63,10 @@ def state_of(
         return State("loading")
     if refused_filters:
         return State("degraded", f"the broker refuses us {', '.join(refused_filters)}")
+    if silenced:
+        return State(
+            "degraded", "requests do not reach us: see the broker's ACL for our in/ topics"
+        )
     return State("online")
 
 
@@ -143,6 +148,7 @@ def health(
 ) -> dict[str, float]:
     """The numbers for out/health."""
     counts.counts["messages_dropped"] = outbox.dropped
+    counts.counts["messages_refused"] = outbox.refused
     numbers = counts.sample(worker.pid if worker else None)
     oldest = backlog.oldest_arrival
     numbers |= {

@@ -13,7 +13,10 @@ token. A turn that begins with `@script {...}` says what to do instead; all keys
     fail_at        an exception of the runtime, before this token (0: in the prefill)
 
 The path it is loaded from can carry faults too, as a query string: `load_ms=200&load_fail` or
-`load_crash`, after that time.
+`load_crash`, after that time. With `vision` in it, the runtime says that it is a vision model.
+
+Images change nothing of the answer: each counts as one crop, 313 tokens of the prompt, whatever
+it is and whatever the budget. None is looked at.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CONTEXT = 4096
+IMAGE_TOKENS = 313
 _DIRECTIVE = "@script "
 _WORDS = re.compile(r"\s*\S+\s*|\s+")
 _KEYS = frozenset(
@@ -64,7 +68,7 @@ class ScriptedRuntime:
         self._slice = load.prefill_slice
         self.facts = EngineFacts(
             model=load.model,
-            kind="text",
+            kind="vision" if "vision" in parse_qs(load.path, keep_blank_values=True) else "text",
             runtime="scripted",
             runtime_version="1",
             provider="cpu",
@@ -81,7 +85,8 @@ class ScriptedRuntime:
         if script is None:
             script = {"tokens": _WORDS.findall(asked)}
         words = sum(len(_WORDS.findall(turn.content)) for turn in job.turns)
-        stream = ScriptedStream(script, script.get("prompt_tokens", words), self._slice, self.facts)
+        text_tokens = script.get("prompt_tokens", words)
+        stream = ScriptedStream(script, text_tokens, len(job.images), self._slice, self.facts)
         if stream.room <= 0:
             raise Refused(
                 Code.TOO_LARGE,
@@ -99,10 +104,17 @@ class ScriptedStream:
     """One job's script being played."""
 
     def __init__(
-        self, script: dict[str, Any], prompt_tokens: int, slice_tokens: int, facts: EngineFacts
+        self,
+        script: dict[str, Any],
+        text_tokens: int,
+        images: int,
+        slice_tokens: int,
+        facts: EngineFacts,
     ) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.room = facts.context - prompt_tokens
+        self.crops = images
+        self.image_tokens = images * IMAGE_TOKENS
+        self.prompt_tokens = text_tokens + self.image_tokens
+        self.room = facts.context - self.prompt_tokens
         self._script = script
         self._slice = slice_tokens
         self._tokens = iter(_pieces(script))
@@ -120,7 +132,8 @@ class ScriptedStream:
         """Play the script's next token."""
         self._count += 1
         self._fault()
-        time.sleep(self._script.get("token_ms", 0) / 1e3)
+        if pause_ms := self._script.get("token_ms"):
+            time.sleep(pause_ms / 1e3)
         return next(self._tokens, None)
 
     def close(self) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from phid import control, log, notify, reports
-from phid import settings as settings_module
-from phid.broker import BrokerEvent, Connected, Disconnected, Endpoint, Inbound, Sent, Session
+from phid.broker import (
+    BrokerEvent,
+    Connected,
+    Disconnected,
+    Endpoint,
+    Inbound,
+    Sent,
+    TakenOver,
+)
 from phid.bulletin import Bulletin
 from phid.desk import Desk
 from phid.errors import Code, Failure, Refused
@@ -22,16 +27,19 @@ from phid.intake import (
     ArrivalRefused,
     CancelArrived,
     CommandArrived,
-    Intake,
     RequestArrived,
 )
 from phid.jobs import Load, LoadFailed, Ready
+from phid.loopback import Loopback
+from phid.operations import Operations
 from phid.outbox import Outbox
-from phid.settings import Settings, SettingsError
+from phid.rivals import Rivals
+from phid.session import Session
+from phid.settings import Settings
 from phid.worker import EngineEnded, EngineSaid, Worker, describe_exit
 
-RESTART_STATUS = -1
-"""What `run` returns when the service is to be started anew by its caller."""
+TAKEN_OVER_STATUS = 75
+"""The exit status when another client uses our id: EX_TEMPFAIL, and systemd leaves it at that."""
 
 # The loop looks around at least this often, whatever the mailbox says.
 _IDLE_S = 1.0
@@ -54,7 +62,14 @@ class Signalled:
     name: str
 
 
-Mail = BrokerEvent | EngineSaid | EngineEnded | Arrived | Signalled
+@dataclass(frozen=True, slots=True)
+class StatusHeard:
+    """Something was said as our status, most often by us; or is still there, retained."""
+
+    payload: bytes
+
+
+Mail = BrokerEvent | EngineSaid | EngineEnded | Arrived | StatusHeard | Signalled
 
 
 class Service:
@@ -66,10 +81,7 @@ class Service:
     def __init__(
         self, settings: Settings, read_settings: Callable[[], Settings], model: Load | None
     ) -> None:
-        self._settings = settings
-        self._read_settings = read_settings
         self._mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
-        self._intake = _intake(settings)
         self._outbox = Outbox()
         self._health = Health(settings.models_dir)
         self._worker = (
@@ -81,15 +93,31 @@ class Service:
         self._desk = Desk(
             settings, self._worker, self._outbox, self._health, self._bulletin.publish_event
         )
-        self._session = Session(self._endpoint(), self._mailbox.put, self._receive)
+        self._operations = Operations(
+            settings, read_settings, self._worker, self._desk, self._bulletin, self._health
+        )
+        self._session = Session(
+            Endpoint(
+                settings.mqtt,
+                settings.client_id,
+                (*settings.topics.filters, settings.topics.status),
+                keep_session=True,
+                will=self._bulletin.will,
+            ),
+            self._mailbox.put,
+            self._receive,
+            memory=settings.state_dir / "brokers.json",
+        )
+        self._loopback = Loopback(settings.topics)
+        self._rivals = Rivals(self._session.process)
         self._connections = 0
-        self._paused = False
-        self._draining = False
-        self._stop_by: float | None = None
-        self._exit_status = 0
         self._ended = False
-        # When each thing is next to be done; monotonic seconds.
+        # When each of these is next to be done; monotonic seconds.
         self._due: dict[str, float] = {}
+
+    @property
+    def _settings(self) -> Settings:
+        return self._operations.settings
 
     def post_signal(self, name: str) -> None:
         """Have the loop act on a signal; safe in a signal handler."""
@@ -109,7 +137,7 @@ class Service:
             if self._worker is not None:
                 self._worker.stop()
         _log.info("service_stopped")
-        return self._exit_status
+        return self._operations.exit_status
 
     # The loop.
 
@@ -121,14 +149,15 @@ class Service:
             self._due["watchdog"] = now + interval
         if self._worker is not None:
             self._worker.start()
-        self._look(now)
+        self._operations.look(now)
         self._session.start()
         notify.notify("READY=1")
 
     def _turn(self) -> None:
         now = time.monotonic()
-        times = [now + _IDLE_S, *self._due.values()]
-        times += [t for t in (self._desk.due_at, self._stop_by) if t is not None]
+        times = [now + _IDLE_S, *self._due.values(), *self._operations.due.values()]
+        dues = (self._desk.due_at, self._loopback.due_at, self._operations.stop_by)
+        times += [t for t in dues if t is not None]
         if self._worker is not None and self._worker.retry_at is not None:
             times.append(self._worker.retry_at)
         try:
@@ -140,23 +169,27 @@ class Service:
             self._take(mail, now)
         self._tick(now)
 
-    def _take(self, mail: Mail, now: float) -> None:
+    def _take(self, mail: Mail, now: float) -> None:  # noqa: C901 - one case for each mail
         match mail:
             case EngineSaid():
                 self._engine_said(mail, now)
             case Sent():
                 self._outbox.sent(mail)
+                self._loopback.sent(mail)
             case Arrived(arrival, decided):
                 try:
                     self._decide(arrival, now)
                 finally:
                     decided.set()
             case Connected():
-                self._connected(mail)
-            case Disconnected(reason, retry_s):
-                self._outbox.disconnect()
-                self._desk.connection_lost()
-                _log.warning("broker_away", reason=reason, retry_s=round(retry_s, 1))
+                self._connected(mail, now)
+            case Disconnected():
+                self._disconnected(mail)
+            case TakenOver(reason):
+                self._give_way(reason)
+            case StatusHeard(payload):
+                if self._rivals.heard(payload):
+                    self._give_way("another daemon speaks as this device")
             case EngineEnded():
                 self._engine_ended(mail, now)
             case Signalled(name):
@@ -164,19 +197,25 @@ class Service:
 
     def _tick(self, now: float) -> None:
         self._desk.tick(now)
+        self._loopback.tick(now)
+        self._bulletin.silenced = self._loopback.silenced
         if self._worker is not None:
             self._worker.tick(now)
         for name in [name for name, at in self._due.items() if at <= now]:
             self._do(name, now)
-        self._look(now)
-        if self._stop_by is not None and (self._desk.idle or now >= self._stop_by):
+        self._operations.tick(now)
+        self._operations.look(now)
+        if self._operations.stop_by is not None and (
+            self._desk.idle or now >= self._operations.stop_by
+        ):
             self._ended = True
 
     def _do(self, name: str, now: float) -> None:
         match name:
             case "health":
                 self._due[name] = now + self._settings.health.interval_s
-                self._bulletin.publish_health(self._desk.backlog, paused=self._paused)
+                backlog, paused = self._desk.backlog, self._operations.paused
+                self._bulletin.publish_health(backlog, paused=paused)
             case "heartbeat":
                 self._due[name] = now + self._settings.health.heartbeat_s
                 self._bulletin.publish_status(self._desk.backlog)
@@ -185,12 +224,6 @@ class Service:
                 assert interval is not None
                 self._due[name] = now + interval
                 notify.notify("WATCHDOG=1")
-            case "discover":
-                del self._due[name]
-                self._bulletin.publish_all(self._desk.backlog, paused=self._paused)
-            case "log":
-                del self._due[name]
-                self._configure_log(self._settings.log.level)
 
     # What happens.
 
@@ -199,7 +232,10 @@ class Service:
 
         That is what bounds the mailbox: a client that floods is slowed down by TCP.
         """
-        arrival = self._intake.read(inbound)
+        if inbound.topic == self._settings.topics.status:
+            self._mailbox.put(StatusHeard(inbound.payload))
+            return
+        arrival = self._operations.intake.read(inbound)
         if arrival is None:
             return
         decided = threading.Event()
@@ -213,8 +249,10 @@ class Service:
                 self._desk.take(arrival, now)
             case CancelArrived(client, request_id):
                 self._desk.cancel(client, request_id, now)
+            case CommandArrived() if self._loopback.heard(arrival.id):
+                pass
             case CommandArrived():
-                reply = control.execute(self, arrival)
+                reply = control.execute(self._operations, arrival)
                 # A broadcast is answered by what is published, not by a message from each.
                 if not arrival.broadcast:
                     self._outbox.answer(arrival.reply, reply)
@@ -224,14 +262,35 @@ class Service:
                 else:
                     self._outbox.answer(reply_to, control.refusal(request_id, verb, failure))
 
-    def _connected(self, connected: Connected) -> None:
+    def _disconnected(self, disconnected: Disconnected) -> None:
+        self._outbox.disconnect()
+        self._loopback.disconnect()
+        self._desk.connection_lost()
+        tell = _log.error if disconnected.refused else _log.warning
+        tell("broker_away", reason=disconnected.reason, retry_s=round(disconnected.retry_s, 1))
+
+    def _give_way(self, reason: str) -> None:
+        """End: to come back would throw the other one out, and so on for ever."""
+        _log.error("taken_over", reason=reason, client_id=self._settings.client_id)
+        self._outbox.disconnect()
+        self._operations.exit_status, self._ended = TAKEN_OVER_STATUS, True
+
+    def _connected(self, connected: Connected, now: float) -> None:
         self._bulletin.session = connected.session
-        self._bulletin.refused_filters = connected.refused
+        # Without our own status we cannot see a rival, which is no reason to be degraded.
+        ours = set(self._settings.topics.filters)
+        self._bulletin.refused_filters = tuple(f for f in connected.refused if f in ours)
         self._connections += 1
         if self._connections > 1:
             self._health.count("reconnects")
-        _log.info("broker_connected", resumed=connected.resumed, refused=connected.refused)
+        _log.info(
+            "broker_connected",
+            protocol=connected.protocol.name,
+            resumed=connected.resumed,
+            refused=connected.refused,
+        )
         self._outbox.connect(connected)
+        self._loopback.connect(connected, now)
         self._bulletin.publish_status(self._desk.backlog)
         self._bulletin.publish_info()
 
@@ -243,10 +302,10 @@ class Service:
                 return
             case Ready(facts):
                 _log.info("model_loaded", model=facts.model, ms=facts.load_ms)
-                self._look(now)
+                self._operations.look(now)
                 self._bulletin.publish_info()
             case LoadFailed(code, message):
-                self._look(now)
+                self._operations.look(now)
                 self._desk.end_waiting(Failure(Code.LOADING, f"{code}: {message}"), now)
             case _:
                 pass
@@ -261,111 +320,16 @@ class Service:
     def _signalled(self, name: str, now: float) -> None:
         if name == "SIGHUP":
             try:
-                self.reload()
+                self._operations.reload()
             except Refused as refused:
                 _log.error("reload_failed", reason=refused.failure.message)
             return
-        if self._stop_by is not None:  # the second one means it
-            self._stop_by = now
+        if self._operations.stop_by is not None:  # the second one means it
+            self._operations.stop_by = now
             return
-        self._stop(now)
-
-    # The commands of control.Operated.
-
-    def ping(self) -> dict[str, Any]:
-        """State and uptime."""
-        return {
-            "state": self._bulletin.state.name,
-            "queue": len(self._desk.backlog),
-            "uptime_s": round(self._health.uptime_s),
-            "version": reports.VERSION,
-        }
-
-    def pause(self) -> dict[str, Any]:
-        """Refuse new requests, hold the waiting ones."""
-        self._paused = self._desk.held = True
-        return self._changed()
-
-    def resume(self) -> dict[str, Any]:
-        """Take requests again; a service that stops cannot be held up."""
-        self._paused = self._desk.held = False
-        self._draining = self._stop_by is not None
-        self._desk.dispatch(time.monotonic())
-        return self._changed()
-
-    def drain(self) -> dict[str, Any]:
-        """Refuse new requests, finish the accepted ones."""
-        self._draining = True
-        return self._changed()
-
-    def discover(self) -> dict[str, Any]:
-        """Publish everything again, soon: a whole fleet is asked at the same moment."""
-        spread = random.uniform(0, self._settings.health.discover_spread_s)  # noqa: S311
-        self._due["discover"] = time.monotonic() + spread
-        return {"within_s": round(spread, 3)}
-
-    def set_log_level(self, level: str, for_s: float | None) -> dict[str, Any]:
-        """Log at another level."""
-        self._configure_log(level)
-        self._due.pop("log", None)
-        if for_s is not None:
-            self._due["log"] = time.monotonic() + for_s
-        return {"level": level}
-
-    def reload(self) -> dict[str, Any]:
-        """Take over what can change while running; name what needs a restart."""
-        try:
-            fresh = self._read_settings()
-        except SettingsError as error:
-            raise Refused(Code.BAD_REQUEST, str(error)) from None
-        changed = settings_module.differences(self._settings, fresh)
-        later = [name for name in changed if not reports.is_live(name)]
-        self._settings = settings_module.merge(self._settings, fresh, reports.is_live)
-        self._bulletin.settings = self._settings
-        self._configure_log(self._settings.log.level)
-        self._intake = _intake(self._settings)
-        limits = self._settings.limits
-        self._desk.backlog.limit, self._desk.backlog.per_client = limits.backlog, limits.per_client
-        self._desk.ledger.keep_s = limits.dedupe_s
-        self._desk.ledger.keep_entries = limits.dedupe_entries
-        self._desk.delta_interval_s = self._settings.stream.delta_interval_ms / 1000
-        self._bulletin.publish_info()
-        _log.info("settings_reloaded", changed=changed, restart_needed=later)
-        return {"changed": changed, "restart_needed": later}
-
-    def restart(self, what: str) -> dict[str, Any]:
-        """Kill the engine, or drain and start over."""
-        if what == "service":
-            self._exit_status = RESTART_STATUS
-            self._stop(time.monotonic())
-        elif self._worker is not None:
-            self._worker.restart()
-        return {"restarting": what}
-
-    # What follows from what has changed.
-
-    def _look(self, now: float) -> None:
-        """Bring what is told, and who is let in, in line with the facts."""
-        backlog = self._desk.backlog
-        self._desk.closed = reports.closed(
-            worker=self._worker, paused=self._paused, draining=self._draining
-        )
-        if self._bulletin.look(paused=self._paused, draining=self._draining, backlog=backlog):
-            self._desk.dispatch(now)
-
-    def _changed(self) -> dict[str, Any]:
-        self._look(time.monotonic())
-        return {"state": self._bulletin.state.name}
+        self._operations.stop(now)
 
     # The end.
-
-    def _stop(self, now: float) -> None:
-        _log.info("service_stopping", open=len(self._desk.ledger.open_tickets))
-        notify.notify("STOPPING=1")
-        self._draining = True
-        self._paused = self._desk.held = False
-        self._stop_by = now + self._settings.limits.drain_s
-        self._look(now)
 
     def _farewell(self) -> None:
         """Answer what is still open, say goodbye, and see both acknowledged."""
@@ -386,33 +350,3 @@ class Service:
             elif isinstance(mail, Arrived):
                 self._decide(mail.arrival, time.monotonic())
                 mail.decided.set()
-
-    def _configure_log(self, level: str) -> None:
-        log.configure(level, self._settings.log.format)
-
-    def _endpoint(self) -> Endpoint:
-        mqtt = self._settings.mqtt
-        return Endpoint(
-            host=mqtt.host,
-            port=mqtt.port,
-            client_id=self._settings.client_id,
-            filters=self._settings.topics.filters,
-            username=mqtt.username,
-            password=settings_module.password(mqtt),
-            keepalive_s=mqtt.keepalive_s,
-            session_expiry_s=mqtt.session_expiry_s,
-            packet_bytes=mqtt.packet_bytes,
-            reconnect_max_s=mqtt.reconnect_max_s,
-            will=self._bulletin.will,
-        )
-
-
-def _intake(settings: Settings) -> Intake:
-    limits = settings.limits
-    return Intake(
-        settings.topics,
-        payload_bytes=limits.payload_bytes,
-        max_tokens=limits.max_tokens,
-        deadline_ms=limits.deadline_ms,
-        reply_allow=settings.mqtt.reply_allow,
-    )

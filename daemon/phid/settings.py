@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnparsableEnvironmentError
 
 from phid import topics
 
@@ -42,9 +43,30 @@ class Mqtt(Section):
     client_id: str | None = Field(
         None, description="MQTT client id, stable across restarts; phid-<device> when absent."
     )
+    protocol: Literal["auto", "5", "3.1.1"] = Field(
+        "auto", description="MQTT version; auto: 5, and 3.1.1 where a broker takes only that."
+    )
+    transport: Literal["tcp", "websockets", "unix"] = Field(
+        "tcp", description="unix: host is the path of a socket."
+    )
+    websocket_path: str = Field("/mqtt", description="The path of a websocket broker.")
     username: str | None = Field(None, description="User name, where the broker asks for one.")
     password_file: Path | None = Field(
         None, description="A file that holds the password; passwords never stand in settings."
+    )
+    tls: bool = Field(False, description="Encrypt, and check the broker's certificate and name.")
+    ca_file: Path | None = Field(
+        None, description="The authority that signed it; the system's when absent."
+    )
+    cert_file: Path | None = Field(None, description="Our own certificate, where one is wanted.")
+    key_file: Path | None = Field(None, description="The key of our own certificate.")
+    alpn: tuple[str, ...] = Field(
+        (), description="ALPN names, for brokers that share a port with HTTPS."
+    )
+    credentials_dir: Path | None = Field(
+        None,
+        description="A directory with mqtt-username, mqtt-password, mqtt-ca, mqtt-cert, mqtt-key; "
+        "systemd's when absent. Files named above win.",
     )
     keepalive_s: int = Field(
         30, ge=5, le=3600, description="A dead link is noticed within 1.5 times this."
@@ -54,6 +76,9 @@ class Mqtt(Section):
     )
     packet_bytes: int = Field(
         16_777_216, ge=4096, description="Largest packet we take; told to the broker at connect."
+    )
+    send_bytes: int = Field(
+        0, ge=0, description="Largest packet the broker takes, where it does not say; 0: any."
     )
     reconnect_max_s: Seconds = Field(
         60, description="Longest pause between two attempts to connect; jittered."
@@ -151,6 +176,10 @@ class Settings(BaseSettings):
         default_factory=lambda: default_models_dir(),  # noqa: PLW0108 - defined below
         description="Where models are kept.",
     )
+    state_dir: Path = Field(
+        default_factory=lambda: default_state_dir(),  # noqa: PLW0108 - defined below
+        description="Where the daemon keeps what it must remember.",
+    )
     mqtt: Mqtt = Mqtt()
     engine: Engine = Engine()
     limits: Limits = Limits()
@@ -158,7 +187,7 @@ class Settings(BaseSettings):
     health: Health = Health()
     log: Log = Log()
 
-    @field_validator("models_dir")
+    @field_validator("models_dir", "state_dir")
     @classmethod
     def _expand(cls, path: Path) -> Path:
         return path.expanduser()
@@ -201,28 +230,52 @@ def default_models_dir() -> Path:
     return Path("~/.cache/phid/models").expanduser()
 
 
+def default_state_dir() -> Path:
+    """The service's state directory where there is one, else the user's."""
+    if state := os.environ.get("STATE_DIRECTORY"):
+        return Path(state.split(":")[0])
+    if home := os.environ.get("XDG_STATE_HOME"):
+        return Path(home) / "phid"
+    return Path("~/.local/state/phid").expanduser()
+
+
 def load(path: Path | None = None) -> Settings:
     """The settings from a file and the environment.
 
     Without a path, PHID_CONFIG or /etc/phid/phid.toml is read if it is there; a path that was
     named must be. Raises SettingsError with a line for each mistake.
     """
-    named = path or (Path(p) if (p := os.environ.get("PHID_CONFIG")) else None)
-    content: dict[str, Any] = {}
-    source = named or SYSTEM_FILE
+    content = read_file(path)
+    # Such names are switches of the library's constructor.
+    mistakes = [f"{name} is no setting" for name in content if name.startswith("_")]
+    mistakes += _unknown_environment()
     try:
-        content = tomllib.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if named:
-            raise SettingsError(f"{source}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{source}: {error}") from None
-    _refuse_unknown_environment()
-    try:
-        return Settings(**content)
+        settings = Settings(**{n: v for n, v in content.items() if not n.startswith("_")})
     except ValidationError as error:
-        lines = [_in_words(dict(e)) for e in error.errors()]
-        raise SettingsError("\n".join(lines)) from None
+        mistakes += [_in_words(dict(e)) for e in error.errors()]
+    except UnparsableEnvironmentError as error:
+        mistakes += [f'environment: {error}: a list is written as JSON, such as ["a"]']
+    if mistakes:
+        raise SettingsError("\n".join(mistakes))
+    return settings
+
+
+def source(path: Path | None = None) -> Path:
+    """The file the settings come from, which need not be there."""
+    return path or Path(os.environ.get("PHID_CONFIG") or SYSTEM_FILE)
+
+
+def read_file(path: Path | None = None) -> dict[str, Any]:
+    """What the file says; nothing where none was named and there is none. Raises SettingsError."""
+    file = source(path)
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if path or os.environ.get("PHID_CONFIG"):
+            raise SettingsError(f"{file}: no such file") from None
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{file}: {error}") from None
 
 
 def names() -> dict[str, Any]:
@@ -237,19 +290,9 @@ def names() -> dict[str, Any]:
     return found
 
 
-def password(mqtt: Mqtt) -> str | None:
-    """The broker's password from its file. Raises SettingsError if that cannot be read."""
-    if mqtt.password_file is None:
-        return None
-    try:
-        return mqtt.password_file.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"mqtt.password_file: {error}") from None
-
-
 def differences(old: Settings, new: Settings) -> list[str]:
     """The dotted names of the settings that differ."""
-    return [name for name in names() if _get(old, name) != _get(new, name)]
+    return [name for name in names() if get(old, name) != get(new, name)]
 
 
 def merge(old: Settings, new: Settings, takes: Callable[[str], bool]) -> Settings:
@@ -258,30 +301,42 @@ def merge(old: Settings, new: Settings, takes: Callable[[str], bool]) -> Setting
     for name in differences(old, new):
         if takes(name):
             section, key = name.split(".")
-            part = getattr(merged, section).model_copy(update={key: _get(new, name)})
+            part = getattr(merged, section).model_copy(update={key: get(new, name)})
             merged = merged.model_copy(update={section: part})
     return merged
 
 
-def _get(settings: Settings, name: str) -> Any:
+def get(settings: Settings, name: str) -> Any:
+    """A setting's value by its dotted name."""
     value: Any = settings
     for level in name.split("."):
         value = getattr(value, level)
     return value
 
 
-def _refuse_unknown_environment() -> None:
+def environment() -> dict[str, str]:
+    """The settings that come from the environment: the variable's name by the setting's."""
+    wanted = {PREFIX + name.upper().replace(".", "__"): name for name in names()}
+    return {wanted[v.upper()]: v for v in os.environ if v.upper() in wanted}
+
+
+def _unknown_environment() -> list[str]:
     known = {PREFIX + name.upper().replace(".", "__") for name in names()}
-    for name in os.environ:
-        if name.startswith(PREFIX) and name not in known | _OTHER_NAMES:
-            raise SettingsError(f"environment: {name} is no setting{_nearest(name, known)}")
+    return [
+        f"environment: {name} is no setting{_nearest(name, known)}"
+        for name in sorted(os.environ)
+        if name.upper().startswith(PREFIX) and name.upper() not in known | _OTHER_NAMES
+    ]
 
 
 def _in_words(error: dict[str, Any]) -> str:
     name = ".".join(str(level) for level in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{name} is no setting{_nearest(name, set(names()))}"
-    return f"{name or 'settings'}: {error['msg'].removeprefix('Value error, ')}"
+        known = set(names()) | {dotted.partition(".")[0] for dotted in names()}
+        return f"{name} is no setting{_nearest(name, known)}"
+    variable = environment().get(name)
+    where = f" (in {variable})" if variable else ""
+    return f"{name or 'settings'}: {error['msg'].removeprefix('Value error, ')}{where}"
 
 
 def _nearest(name: str, known: set[str]) -> str:

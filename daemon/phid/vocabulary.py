@@ -60,12 +60,7 @@ def parse(tokenizer: dict[str, Any]) -> Vocabulary:
     if not isinstance(vocabulary, dict):
         return Vocabulary(markers, None)
     if kinds == {"ByteLevel"}:
-        alphabet = byte_alphabet()
-        pieces = {
-            number: bytes(alphabet[character] for character in piece)
-            for piece, number in vocabulary.items()
-            if all(character in alphabet for character in piece)
-        }
+        pieces = {number: _bytes_of(piece) for piece, number in vocabulary.items()}
     elif "ByteFallback" in kinds and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
         pieces = {number: _sentence_piece(piece) for piece, number in vocabulary.items()}
     else:
@@ -87,6 +82,15 @@ def byte_alphabet() -> dict[str, int]:
     alphabet = {chr(byte): byte for byte in shown}
     hidden = (byte for byte in range(0x100) if byte not in alphabet.values())
     return alphabet | {chr(0x100 + n): byte for n, byte in enumerate(hidden)}
+
+
+# Each character's byte as the character of that number: what str.translate and Latin-1 do in C.
+_LATIN = {ord(character): byte for character, byte in byte_alphabet().items()}
+
+
+def _bytes_of(piece: str) -> bytes:
+    # A piece in other characters is an added token, whose text is set afterwards.
+    return piece.translate(_LATIN).encode("latin-1", "ignore")
 
 
 def _without_first_space(pieces: tuple[bytes, ...]) -> Callable[[int], bytes]:

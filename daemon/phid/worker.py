@@ -187,7 +187,8 @@ class _Child:
                 ("err", self._read_output),
             )
         ]
-        for thread in self._threads:
+        # The reader last: an engine that ends at once has it wait for the others.
+        for thread in (*self._threads[::2], self._threads[1]):
             thread.start()
 
     @property

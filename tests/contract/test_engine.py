@@ -155,12 +155,13 @@ def test_the_same_seed_gives_the_same_text(
     shared: EngineProcess, subject: Subject, how: dict[str, float]
 ) -> None:
     def answer(seed: int) -> str:
-        job = subject.job(subject.talk(24), max_tokens=24, temperature=1.0, seed=seed, **how)
+        job = subject.job(subject.talk(16), max_tokens=16, temperature=1.0, seed=seed, **how)
         return finished(shared.ask(job)).text
 
-    assert answer(7) == answer(7)
+    once = answer(7)
+    assert answer(7) == once
     if subject.load.runtime != "scripted":
-        assert answer(7) != answer(8)
+        assert answer(8) != once
 
 
 def test_a_cancel_ends_a_running_answer_with_its_text(
@@ -216,11 +217,17 @@ def test_a_cancel_that_comes_too_late_is_ignored(shared: EngineProcess, subject:
 
 
 def test_the_deadline_ends_an_answer_with_its_text(shared: EngineProcess, subject: Subject) -> None:
-    began_s = time.monotonic()
-    end = finished(shared.ask(subject.job(subject.talk(2000), max_tokens=2000, budget_s=0.5)))
-    assert end.finish is Finish.DEADLINE
-    assert end.text
-    assert 0.5 <= time.monotonic() - began_s < 2
+    # Where the machine is slow, the first budgets can end within the prefill.
+    for budget_s in (0.5, 2.0, 8.0):
+        began_s = time.monotonic()
+        end = finished(
+            shared.ask(subject.job(subject.talk(3000), max_tokens=3000, budget_s=budget_s))
+        )
+        assert end.finish is Finish.DEADLINE
+        assert budget_s <= time.monotonic() - began_s < budget_s + 5
+        if end.text:
+            return
+    pytest.fail("no token within 8 s")
 
 
 def test_the_deadline_ends_a_prefill(shared: EngineProcess, subject: Subject) -> None:
@@ -261,7 +268,7 @@ def test_a_character_cut_off_by_max_tokens_is_dropped(
     shared: EngineProcess, subject: Subject
 ) -> None:
     whole = finished(shared.ask(subject.job(subject.emoji))).text
-    for count in range(1, 8):
+    for count in range(1, 5):
         end = finished(shared.ask(subject.job(subject.emoji, max_tokens=count)))
         assert whole.startswith(end.text)
 
@@ -346,6 +353,20 @@ def test_an_engine_says_nothing_on_its_own(start: Start, subject: Subject) -> No
     engine.send(Stop())
     assert engine.wait() == 0
     assert engine.said() == ""
+
+
+@pytest.mark.model
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_threads_asked_for_are_the_threads_used(start: Start, demo_folder: Path) -> None:
+    used = []
+    for count in (1, 3):
+        engine = start()
+        ready = engine.load(Load("genai", "m", str(demo_folder), threads=count))[-1]
+        assert isinstance(ready, Ready)
+        assert ready.facts.threads == count
+        used.append(len(list(Path(f"/proc/{engine.child.pid}/task").iterdir())))
+        engine.close()
+    assert used[1] - used[0] == 2
 
 
 # Loads that fail.

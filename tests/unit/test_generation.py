@@ -146,6 +146,8 @@ class Bytes:
 
     facts = RUNTIME.facts
     prompt_tokens = 1
+    image_tokens = 0
+    crops = 0
     room = 100
 
     def __init__(self, *pieces: bytes) -> None:

@@ -1,0 +1,75 @@
+"""What proves who we are to the broker: read from files at each connect, never from settings."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from phid.settings import Mqtt, SettingsError
+
+# What a file in the credentials directory is called, by the setting it stands in for.
+NAMES = {
+    "username": "mqtt-username",
+    "password_file": "mqtt-password",
+    "ca_file": "mqtt-ca",
+    "cert_file": "mqtt-cert",
+    "key_file": "mqtt-key",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """User name, password and TLS context of one connection; each None where there is none."""
+
+    username: str | None = None
+    password: str | None = None
+    tls: ssl.SSLContext | None = None
+
+
+def read(mqtt: Mqtt) -> Credentials:
+    """The credentials as the files hold them now, so that a rotated one is taken at reconnect.
+
+    Raises SettingsError with the file's name, never its content.
+    """
+    username = mqtt.username
+    if username is None and (path := find(mqtt, "username")) is not None:
+        username = _text(path)
+    password = _text(path) if (path := find(mqtt, "password_file")) is not None else None
+    return Credentials(username, password, _context(mqtt) if mqtt.tls else None)
+
+
+def find(mqtt: Mqtt, setting: str) -> Path | None:
+    """The file for a setting: the named one, else the one in the credentials directory."""
+    named = getattr(mqtt, setting)
+    if isinstance(named, Path):
+        return named
+    directory = mqtt.credentials_dir or os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(directory) / NAMES[setting] if directory else None
+    return path if path is not None and path.exists() else None
+
+
+def _context(mqtt: Mqtt) -> ssl.SSLContext:
+    ca_file, cert_file, key_file = (find(mqtt, n) for n in ("ca_file", "cert_file", "key_file"))
+    try:
+        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"mqtt.ca_file: {ca_file}: {error}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if mqtt.alpn:
+        context.set_alpn_protocols(list(mqtt.alpn))
+    if cert_file is not None:
+        try:
+            # Without a password callback a locked key would ask the terminal for one.
+            context.load_cert_chain(cert_file, key_file, password=lambda: "")
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"mqtt.cert_file, mqtt.key_file: {cert_file}: {error}") from None
+    return context
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from None

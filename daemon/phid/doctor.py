@@ -1,0 +1,328 @@
+"""phid doctor: what a request needs, looked at piece by piece, with the line that mends it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import mmap
+import re
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from phid import __version__, credentials, health, probes, store, threads
+from phid import settings as settings_module
+from phid.jobs import Load
+from phid.probes import Reached, Verdict
+from phid.settings import Settings, SettingsError
+
+_ENGINE_WAIT_S = 4.0
+_YEAR_S = 365.2425 * 86400
+_PACKAGES = ("onnxruntime-genai", "paho-mqtt", "psutil", "pydantic", "pydantic-settings")
+# Distributions that bring the same module: the one installed last has overwritten half of it.
+_RIVALS = (
+    ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"),
+    ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml"),
+)
+# ONNX names a file that holds weights in a pair of protobuf strings: 1: "location", 2: its name.
+_EXTERNAL = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
+_LFS = b"version https://git-lfs"
+_SECRETS = frozenset({"password_file", "key_file"})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the doctor is to look at, and how: `model` finds the one that the settings name."""
+
+    settings: Callable[[], Settings]
+    model: Callable[[Settings], Load | None]
+    config: Path | None
+    wait_s: float = _ENGINE_WAIT_S
+
+
+def run(asked: Asked, out: TextIO, *, as_json: bool) -> int:
+    """Look, print, and give the exit status: 0 when nothing is bad, else 1."""
+    began = time.monotonic()
+    verdicts = examine(asked)
+    took_ms = round((time.monotonic() - began) * 1000)
+    worst = max((v.verdict for v in verdicts), key=("ok", "warn", "bad").index)
+    if as_json:
+        checks = [asdict(verdict) for verdict in verdicts]
+        print(json.dumps({"verdict": worst, "took_ms": took_ms, "checks": checks}), file=out)
+    else:
+        width = max(len(v.name) for v in verdicts)
+        for v in verdicts:
+            says = v.says.replace("\n", "\n" + " " * (width + 8))
+            print(f"{v.verdict:4}  {v.name.ljust(width)}  {says}", file=out)
+            if v.mend:
+                print(f"{' ' * (width + 8)}-> {v.mend}", file=out)
+    return int(worst == "bad")
+
+
+def examine(asked: Asked) -> list[Verdict]:
+    """Every verdict, in the order in which things are to be mended."""
+    try:
+        settings = asked.settings()
+    except SettingsError as error:
+        file = settings_module.source(asked.config)
+        config = Verdict("config", "bad", str(error), f"phid config check --config {file}")
+        return [config, clock(time.time()), versions(_installed, "genai")]
+    with ThreadPoolExecutor(1) as pool:
+        reaching = pool.submit(probes.ping, settings, __version__)
+        verdicts = [
+            _config(asked.config),
+            *_tried("credentials", lambda: [_credentials(settings)]),
+            *_tried("model", lambda: [_model(settings, asked.model(settings))]),
+            *_tried("threads", lambda: [_threads(settings)]),
+            *_tried("clock", lambda: [clock(time.time())]),
+            *_tried("disk", lambda: [_disk(settings)]),
+            *_tried("versions", lambda: [versions(_installed, settings.engine.runtime)]),
+        ]
+        reached = reaching.result()
+    verdicts[2:2] = [reached.broker, reached.daemon]
+    load = asked.model(settings)
+    memory = _tried("memory", lambda: [_memory(settings, load, reached)])
+    whole = not any(v.verdict == "bad" for v in [*memory, *verdicts] if v.name in _FOR_ENGINE)
+    engine = _tried("engine", lambda: [_engine(load, reached, whole=whole, wait_s=asked.wait_s)])
+    return [*verdicts, *memory, *engine]
+
+
+_FOR_ENGINE = frozenset({"model", "memory"})
+
+
+def _tried(name: str, check: Callable[[], list[Verdict]]) -> list[Verdict]:
+    """The check's verdicts; a check that fails is a finding, not the end of the others."""
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 - see above
+        says = f"could not be looked at: {type(error).__name__}: {error}"
+        return [Verdict(name, "bad", says, "tell whoever maintains phid")]
+
+
+def _config(path: Path | None) -> Verdict:
+    file = settings_module.source(path)
+    variables = len(settings_module.environment())
+    says = f"{file} is sound" if file.exists() else f"no {file}: the defaults hold"
+    return Verdict("config", "ok", says + (f"; {variables} from the environment" * bool(variables)))
+
+
+def _credentials(settings: Settings) -> Verdict:
+    mqtt = settings.mqtt
+    files = {name: path for name in credentials.NAMES if (path := _file(settings, name))}
+    try:
+        proof = credentials.read(mqtt)
+    except SettingsError as error:
+        mend = "; ".join(f"ls -l {path}" for path in files.values())
+        return Verdict("credentials", "bad", str(error), mend or None)
+    for name in _SECRETS & files.keys():
+        if files[name].stat().st_mode & stat.S_IROTH:
+            says = f"everybody on this machine can read {files[name]}"
+            return Verdict("credentials", "warn", says, f"chmod o-rwx {files[name]}")
+    if proof.password and proof.tls is None and not _is_local(settings):
+        says = f"the password travels to {mqtt.host} in clear text"
+        return Verdict("credentials", "warn", says, "mqtt.tls = true")
+    what = [f"user {proof.username}"] if proof.username else ["no user name"]
+    what += ["a password"] * bool(proof.password) + ["TLS"] * bool(proof.tls)
+    return Verdict("credentials", "ok", ", ".join(what))
+
+
+def _file(settings: Settings, name: str) -> Path | None:
+    if name == "username" and settings.mqtt.username is not None:
+        return None
+    return credentials.find(settings.mqtt, name)
+
+
+def _is_local(settings: Settings) -> bool:
+    if settings.mqtt.transport == "unix" or settings.mqtt.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(settings.mqtt.host).is_loopback
+    except ValueError:
+        return settings.mqtt.host == socket.gethostname()
+
+
+def _model(settings: Settings, load: Load | None) -> Verdict:
+    if settings.engine.runtime == "scripted":
+        return Verdict("model", "ok", "the scripted engine needs none")
+    folder = settings.models_dir
+    if load is None:
+        names = ", ".join(model.name for model in store.models(folder))
+        if names:
+            return Verdict(
+                "model", "bad", f"which? {folder} has {names}", "engine.model = one of them"
+            )
+        return Verdict("model", "bad", f"no model in {folder}", "phid models prepare demo")
+    path = Path(load.path)
+    stored = store.read(path)
+    if stored is None:
+        says = f"{path} has no genai_config.json that can be read"
+        return Verdict(
+            "model", "bad", says, f"engine.model: a folder with one, or a name in {folder}"
+        )
+    faults = list(_faults(path))
+    if faults:
+        says = f"{load.model}: {'; '.join(faults[:5])}"
+        return Verdict("model", "bad", says, f"fetch the model again into {path}")
+    mb = stored.size_bytes / 1e6
+    return Verdict("model", "ok", f"{stored.name}: {stored.type}, {mb:.0f} MB, all files there")
+
+
+def _faults(folder: Path) -> Iterable[str]:
+    """What is missing or broken of the files that a model's folder must have."""
+    wanted = {Path("tokenizer.json"), Path("tokenizer_config.json")}
+    wanted |= {Path(name) for name in _named(_genai_config(folder).get("model"))}
+    for name in sorted(wanted):
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif _head(path) == _LFS:
+            yield f"{name} is a Git LFS pointer, not the file"
+        elif path.suffix == ".onnx":
+            missing = [n for n in _external_data(path) if not (path.parent / n).is_file()]
+            yield from (f"{n}, which {name} needs, is missing" for n in missing)
+
+
+def _genai_config(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "genai_config.json").read_text("utf-8"))
+    return content
+
+
+def _named(part: Any) -> Iterable[str]:
+    """Every file name in a part of genai_config.json."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key in ("filename", "config_filename") and isinstance(value, str):
+                yield value
+            else:
+                yield from _named(value)
+    elif isinstance(part, list):
+        for item in part:
+            yield from _named(item)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(_LFS))
+
+
+def _external_data(path: Path) -> set[str]:
+    """The files an ONNX graph keeps its weights in."""
+    if not path.stat().st_size:
+        return set()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = set()
+        for match in _EXTERNAL.finditer(data):
+            name = data[match.end() : match.end() + match[1][0]]
+            found.add(name.decode("utf-8", "replace"))
+        return found
+
+
+def _threads(settings: Settings) -> Verdict:
+    usable, wanted = threads.usable_cpus(), settings.engine.threads
+    if wanted > usable:
+        says = f"engine.threads is {wanted}, but affinity and cgroup quota allow {usable}"
+        return Verdict("threads", "warn", says, "engine.threads = 0")
+    return Verdict("threads", "ok", f"{wanted or usable} of {usable} that may be used")
+
+
+def _memory(settings: Settings, load: Load | None, reached: Reached) -> Verdict:
+    available = health.available_mb()
+    if settings.engine.runtime == "scripted" or load is None or store.read(Path(load.path)) is None:
+        return Verdict("memory", "ok", f"{available} MB available")
+    folder, facts = Path(load.path), reached.facts
+    model = _genai_config(folder)["model"]
+    context = min(settings.engine.max_context or 2**31, int(model["context_length"]))
+    kv_bytes = int(facts.get("kv_bytes_per_token") or _kv_bytes(model.get("decoder", {})))
+    # What is loaded already is not available any more, and not needed a second time.
+    weights = 0 if facts else sum(f.stat().st_size for f in folder.glob("*.onnx*")) >> 20
+    return fits(available, weights, kv_bytes, context)
+
+
+def fits(available_mb: int, weights_mb: int, kv_bytes: int, context: int) -> Verdict:
+    """Whether the weights, and the cache for a whole context, have room."""
+    if not kv_bytes:
+        return Verdict("memory", "ok", f"{weights_mb} of {available_mb} MB available, plus cache")
+    room = ((available_mb - weights_mb) << 20) // kv_bytes
+    needed_mb = weights_mb + (context * kv_bytes >> 20)
+    says = f"{needed_mb} of {available_mb} MB available, at {context} tokens of context"
+    if room >= context:
+        return Verdict("memory", "ok", says)
+    if room < min(context, 512):
+        return Verdict("memory", "bad", says, "a smaller model, or end what else takes memory")
+    return Verdict("memory", "warn", says, f"engine.max_context = {room // 256 * 256}")
+
+
+def _kv_bytes(decoder: dict[str, Any]) -> int:
+    """What the cache takes for a token as 32-bit floats, the most there is; 0 if not told."""
+    sizes = [decoder.get(n) for n in ("num_hidden_layers", "num_key_value_heads", "head_size")]
+    if not all(isinstance(size, int) for size in sizes):
+        return 0
+    layers, heads, size = (int(n) for n in sizes if n is not None)
+    return 2 * layers * heads * size * 4
+
+
+def clock(now: float) -> Verdict:
+    """Whether the machine knows what year it is: certificates and time stamps hang on it."""
+    year = int(1970 + now // _YEAR_S)
+    if year < 2024:
+        return Verdict("clock", "bad", f"it is {year} here", "timedatectl set-ntp true")
+    if year > 2099:
+        return Verdict("clock", "warn", f"it is {year} here", "timedatectl set-ntp true")
+    return Verdict("clock", "ok", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)))
+
+
+def _disk(settings: Settings) -> Verdict:
+    free = health.disk_free_mb(settings.models_dir)
+    says = f"{free} MB free for {settings.models_dir}"
+    if free < 50:
+        return Verdict("disk", "bad", says, f"du -xh {settings.models_dir} | sort -h | tail")
+    if free < 500:
+        return Verdict("disk", "warn", says, "make room: a model takes gigabytes")
+    return Verdict("disk", "ok", says)
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions(installed: Callable[[str], str | None], runtime: str) -> Verdict:
+    """Whether the packages are there, and none that overwrites another."""
+    for rivals in _RIVALS:
+        both = [name for name in rivals if installed(name)]
+        if len(both) > 1:
+            says = f"{' and '.join(both)} are both installed: one has overwritten the other"
+            keep = both[0]
+            mend = f"pip uninstall -y {' '.join(both)} && pip install {keep}"
+            return Verdict("versions", "bad", says, mend)
+    if runtime == "genai" and not any(installed(name) for name in _RIVALS[1]):
+        says = "onnxruntime-genai is not installed"
+        return Verdict("versions", "bad", says, "pip install onnxruntime-genai")
+    python = sys.version.split()[0]
+    found = [f"{name} {v}" for name in (*_RIVALS[0], *_PACKAGES) if (v := installed(name))]
+    says = ", ".join([f"phid {__version__}", f"Python {python}", *found])
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        return Verdict("versions", "warn", says, "Python 3.11 to 3.13 is what phid is tested with")
+    return Verdict("versions", "ok", says)
+
+
+def _engine(load: Load | None, reached: Reached, *, whole: bool, wait_s: float) -> Verdict:
+    facts = reached.facts
+    if facts and load is not None and facts.get("model") != load.model:
+        says = f"the daemon has {facts.get('model')} loaded, the settings say {load.model}"
+        return Verdict("engine", "warn", says, "restart the daemon: systemctl restart phid")
+    if facts:
+        says = f"the daemon has {facts.get('model')} loaded, on {facts.get('provider')}"
+        return Verdict("engine", "ok", says)
+    if load is None or not whole:
+        return Verdict("engine", "bad", "not started: see above", "mend what is bad above first")
+    return probes.start_engine(load, wait_s)

@@ -1,0 +1,169 @@
+"""The mode the service is in, and the commands of operators that change it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from phid import log, notify, reports
+from phid import settings as settings_module
+from phid.bulletin import Bulletin
+from phid.control import Data
+from phid.desk import Desk
+from phid.errors import Code, Refused
+from phid.health import Health
+from phid.intake import Intake
+from phid.settings import Settings, SettingsError
+from phid.worker import Worker
+
+RESTART_STATUS = -1
+"""The exit status when the service is to be started anew by its caller."""
+
+_log = log.get("operations")
+
+
+class Operations:
+    """What control.Operated asks for. Owner thread only; never waits.
+
+    `settings` and `intake` are the ones in force; `due` says when `tick` has something to do
+    (monotonic seconds); `stop_by` is set once the service is to end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        read_settings: Callable[[], Settings],
+        worker: Worker | None,
+        desk: Desk,
+        bulletin: Bulletin,
+        health: Health,
+    ) -> None:
+        self.settings = settings
+        self.intake = intake_of(settings)
+        self.paused = False
+        self.draining = False
+        self.stop_by: float | None = None
+        self.exit_status = 0
+        self.due: dict[str, float] = {}
+        self._read_settings = read_settings
+        self._worker = worker
+        self._desk = desk
+        self._bulletin = bulletin
+        self._health = health
+
+    def look(self, now: float) -> None:
+        """Bring what is told, and who is let in, in line with the facts."""
+        self._desk.closed = reports.closed(
+            worker=self._worker, paused=self.paused, draining=self.draining
+        )
+        backlog = self._desk.backlog
+        if self._bulletin.look(paused=self.paused, draining=self.draining, backlog=backlog):
+            self._desk.dispatch(now)
+
+    def tick(self, now: float) -> None:
+        """Do what a command has put off."""
+        for name in [name for name, at in self.due.items() if at <= now]:
+            del self.due[name]
+            if name == "log":
+                self._configure_log(self.settings.log.level)
+            else:
+                self._bulletin.publish_all(self._desk.backlog, paused=self.paused)
+
+    def stop(self, now: float) -> None:
+        """Take nothing more, and end when what was accepted is answered or time is up."""
+        _log.info("service_stopping", open=len(self._desk.ledger.open_tickets))
+        notify.notify("STOPPING=1")
+        self.draining = True
+        self.paused = self._desk.held = False
+        self.stop_by = now + self.settings.limits.drain_s
+        self.look(now)
+
+    # The commands.
+
+    def ping(self) -> Data:
+        """State and uptime."""
+        return {
+            "state": self._bulletin.state.name,
+            "queue": len(self._desk.backlog),
+            "uptime_s": round(self._health.uptime_s),
+            "version": reports.VERSION,
+        }
+
+    def pause(self) -> Data:
+        """Refuse new requests, hold the waiting ones; not those that a stop waits for."""
+        if self.stop_by is not None:
+            raise Refused(Code.DRAINING, "the service is stopping")
+        self.paused = self._desk.held = True
+        return self._changed()
+
+    def resume(self) -> Data:
+        """Take requests again; a service that stops cannot be held up."""
+        self.paused = self._desk.held = False
+        self.draining = self.stop_by is not None
+        self._desk.dispatch(time.monotonic())
+        return self._changed()
+
+    def drain(self) -> Data:
+        """Refuse new requests, finish the accepted ones."""
+        self.draining = True
+        return self._changed()
+
+    def discover(self) -> Data:
+        """Publish everything again, soon: a whole fleet is asked at the same moment."""
+        spread = random.uniform(0, self.settings.health.discover_spread_s)  # noqa: S311
+        self.due["discover"] = time.monotonic() + spread
+        return {"within_s": round(spread, 3)}
+
+    def set_log_level(self, level: str, for_s: float | None) -> Data:
+        """Log at another level."""
+        self._configure_log(level)
+        self.due.pop("log", None)
+        if for_s is not None:
+            self.due["log"] = time.monotonic() + for_s
+        return {"level": level}
+
+    def reload(self) -> Data:
+        """Take over what can change while running; name what needs a restart."""
+        try:
+            fresh = self._read_settings()
+        except SettingsError as error:
+            raise Refused(Code.BAD_REQUEST, str(error)) from None
+        changed = settings_module.differences(self.settings, fresh)
+        later = [name for name in changed if not reports.is_live(name)]
+        self.settings = settings_module.merge(self.settings, fresh, reports.is_live)
+        self.intake = intake_of(self.settings)
+        self._configure_log(self.settings.log.level)
+        self._desk.configure(self.settings)
+        self._bulletin.settings = self.settings
+        self._bulletin.publish_info()
+        _log.info("settings_reloaded", changed=changed, restart_needed=later)
+        return {"changed": changed, "restart_needed": later}
+
+    def restart(self, what: str) -> Data:
+        """Kill the engine, or drain and start over."""
+        if what == "service":
+            self.exit_status = RESTART_STATUS
+            self.stop(time.monotonic())
+        elif self._worker is not None:
+            self._worker.restart()
+        return {"restarting": what}
+
+    def _changed(self) -> Data:
+        self.look(time.monotonic())
+        return {"state": self._bulletin.state.name}
+
+    def _configure_log(self, level: str) -> None:
+        log.configure(level, self.settings.log.format)
+
+
+def intake_of(settings: Settings) -> Intake:
+    """What reads messages under these settings."""
+    limits = settings.limits
+    return Intake(
+        settings.topics,
+        payload_bytes=limits.payload_bytes,
+        max_tokens=limits.max_tokens,
+        deadline_ms=limits.deadline_ms,
+        reply_allow=settings.mqtt.reply_allow,
+    )

@@ -1,0 +1,235 @@
+"""What the doctor finds out by trying: the broker, the daemon behind it, an engine's start."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from phid import channel, messages
+from phid.broker import Inbound
+from phid.client import Client, Unreachable
+from phid.jobs import EngineFacts, Event, Load, LoadFailed, Loading, Ready
+from phid.messages import CtlReply
+from phid.requests import Command
+from phid.settings import Mqtt, Settings
+from phid.worker import describe_exit
+
+_CONNECT_S = 2.0
+_ANSWER_S = 2.0
+_OLD_PROTOCOL = "3.1.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found of one thing; `mend` is the line that helps where it is not ok."""
+
+    name: str
+    verdict: Literal["ok", "warn", "bad"]
+    says: str
+    mend: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How far a ping came. `status` and `info` are the daemon's retained words, if they came."""
+
+    broker: Verdict
+    daemon: Verdict
+    status: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    answered: bool = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the daemon says of the model it has loaded; empty if it has none, or is away."""
+        model = self.info.get("model")
+        loaded = self.answered and self.status.get("provider") and isinstance(model, dict)
+        return dict(model) if loaded and model else {}
+
+
+def ping(settings: Settings, version: str) -> Reached:
+    """Ask the configured device for a sign of life, as a client of our own; takes seconds at most.
+
+    The client id is not the daemon's: to use that would end the daemon's session.
+    """
+    mqtt = settings.mqtt
+    try:
+        return _ping(settings, mqtt, version)
+    except Unreachable as error:
+        away = error
+    if mqtt.protocol == "auto" and not away.refused and "MQTT" in str(away):
+        # A daemon falls back after three attempts, for which there is no time here.
+        try:
+            return _ping(settings, mqtt.model_copy(update={"protocol": _OLD_PROTOCOL}), version)
+        except Unreachable as error:
+            away = error
+    if away.refused:
+        mend = "mqtt.username, mqtt.password_file, mqtt.ca_file: as this broker knows them"
+    else:
+        mend = "mqtt.host, mqtt.port: where a broker runs (for a try: phid broker)"
+    return Reached(
+        Verdict("broker", "bad", str(away), mend),
+        Verdict("daemon", "bad", "cannot be asked without a broker", "mend the broker first"),
+    )
+
+
+def _ping(settings: Settings, mqtt: Mqtt, version: str) -> Reached:
+    topics = settings.topics
+    name = f"doctor-{uuid.uuid4().hex[:8]}"
+    outs = {topics.status: "status", topics.info: "info"}
+    said: dict[str, dict[str, Any]] = {"status": {}, "info": {}}
+    began = time.monotonic()
+    with Client(mqtt, (topics.rx(name), *outs), name=name) as client:
+        client.connect(_CONNECT_S, once=True)
+        connected_ms = (time.monotonic() - began) * 1000
+        command = Command(id=uuid.uuid4().hex[:12], reply_to=topics.rx(name))
+        asked = time.monotonic()
+        client.publish(topics.ctl("ping"), messages.encode(command), response_topic=topics.rx(name))
+        answer, late = None, asked + _ANSWER_S
+        while answer is None and (inbound := client.receive(late)) is not None:
+            if inbound.topic in outs:
+                said[outs[inbound.topic]] = _report(inbound)
+            else:
+                answer = _answer(inbound, command)
+        round_trip_ms = (time.monotonic() - asked) * 1000
+        # Retained messages come with the subscription, but in no order with the answer.
+        late = time.monotonic() + 0.3
+        while answer is not None and not all(said.values()):
+            if (inbound := client.receive(late)) is None:
+                break
+            if inbound.topic in outs:
+                said[outs[inbound.topic]] = _report(inbound)
+        refused = client.refused_filters
+    return Reached(
+        _broker_verdict(mqtt, refused, connected_ms),
+        _daemon_verdict(settings, answer, said["status"], round_trip_ms, version),
+        **said,
+        answered=answer is not None and answer.ok,
+    )
+
+
+def _report(inbound: Inbound) -> dict[str, Any]:
+    try:
+        return messages.decode_report(inbound.payload)
+    except ValueError:
+        return {}
+
+
+def _answer(inbound: Inbound, command: Command) -> CtlReply | None:
+    try:
+        answer = messages.decode_answer(inbound.payload)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, CtlReply) and answer.id == command.id else None
+
+
+def _broker_verdict(mqtt: Mqtt, refused: tuple[str, ...], connected_ms: float) -> Verdict:
+    where = mqtt.host if mqtt.transport == "unix" else f"{mqtt.host}:{mqtt.port}"
+    if refused:
+        says = f"{where} does not let us subscribe to {', '.join(refused)}"
+        return Verdict("broker", "warn", says, "the broker's ACL: let this user read these topics")
+    says = f"{where} took us in {connected_ms:.0f} ms"
+    if mqtt.protocol == _OLD_PROTOCOL:
+        says += f", speaking MQTT {_OLD_PROTOCOL}"
+    return Verdict("broker", "ok", says)
+
+
+def _daemon_verdict(
+    settings: Settings,
+    answer: CtlReply | None,
+    status: dict[str, Any],
+    round_trip_ms: float,
+    version: str,
+) -> Verdict:
+    device = settings.device
+    if answer is None:
+        return _silent(settings, status)
+    if not answer.ok:
+        says = (answer.error or {}).get("message", "no reason given")
+        return Verdict("daemon", "bad", f"{device} refuses our ping: {says}", "see its log")
+    data = answer.data or {}
+    state, reason = data.get("state"), status.get("reason")
+    says = f"{device} answers in {round_trip_ms:.0f} ms: {state}" + (
+        f", {reason}" if reason else ""
+    )
+    restart = f'mosquitto_pub -t {settings.topics.ctl("restart")} -m \'{{"what":"service"}}\''
+    match state:
+        case "online" if data.get("version") == version:
+            return Verdict("daemon", "ok", says)
+        case "online":
+            says += f"; it is phid {data.get('version')}, this is {version}"
+            return Verdict("daemon", "warn", says, restart)
+        case "paused" | "draining":
+            resume = f"mosquitto_pub -t {settings.topics.ctl('resume')} -m '{{}}'"
+            return Verdict("daemon", "warn", says, resume)
+        case "loading":
+            return Verdict("daemon", "warn", says, "wait: requests are queued meanwhile")
+        case _:
+            return Verdict("daemon", "bad", says, "mend what the reason names, then: " + restart)
+
+
+def _silent(settings: Settings, status: dict[str, Any]) -> Verdict:
+    device, state = settings.device, status.get("state")
+    start = f"phid run --device {device}, or: systemctl start phid"
+    if state is None:
+        says = f"nobody answers as {device!r}: it never ran on this broker, or has another name"
+        return Verdict("daemon", "bad", says, start + " (who is there: phid fleet --once)")
+    if state == "offline":
+        why = {"lwt": "its connection was lost", "stopped": "it was stopped"}
+        reason = status.get("reason")
+        says = f"{device} is offline: {why.get(str(reason), reason)}"
+        return Verdict("daemon", "bad", says, start)
+    says = (
+        f"{device} says it is {state} but does not answer: "
+        "the broker keeps our ping from it or its answer from us"
+    )
+    mend = (
+        f"the broker's ACL: this user writes {settings.topics.ctl('ping')}, "
+        f"the daemon reads it, and writes {settings.topics.rx('+')}"
+    )
+    return Verdict("daemon", "bad", says, mend)
+
+
+def start_engine(load: Load, wait_s: float) -> Verdict:
+    """Start an engine as the service would, have it load the model, and end it."""
+    late = time.monotonic() + wait_s
+    process, connection = channel.spawn(channel.ENGINE)
+    last: Event | None = None
+    try:
+        connection.send(load)
+        while not isinstance(last, Ready | LoadFailed):
+            if not connection.poll(max(0.0, late - time.monotonic())):
+                break
+            last = connection.recv()
+        lost = False
+    except (EOFError, OSError):
+        lost = True
+        process.wait(1.0)
+    process.kill()
+    with process:
+        tail = process.stderr.read().decode("utf-8", "replace") if process.stderr else ""
+    connection.close()
+    if lost:
+        words = " / ".join(tail.strip().splitlines()[:3])[:300]
+        says = f"the engine {describe_exit(process.returncode)} while loading: {words}"
+        return Verdict("engine", "bad", says, "another engine.model, or build of onnxruntime-genai")
+    match last:
+        case Ready(facts):
+            return Verdict("engine", "ok", f"started {_described(facts)}")
+        case LoadFailed(code, message):
+            mend = "engine.model: another model; or fetch this one's files again"
+            return Verdict("engine", "bad", f"{code}: {message}", mend)
+        case _:
+            stage = f" ({last.stage})" if isinstance(last, Loading) else ""
+            says = f"not ready after {wait_s:g} s{stage}: a large model takes longer"
+            return Verdict("engine", "warn", says, "phid doctor --wait 120")
+
+
+def _described(facts: EngineFacts) -> str:
+    return (
+        f"{facts.model} in {facts.load_ms} ms, on {facts.provider}, "
+        f"{facts.threads} of {os.cpu_count()} CPUs"
+    )

@@ -1,0 +1,281 @@
+"""What requesters and operators say: requests, cancels and commands, decoded and checked."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, from_json
+
+from phid import topics
+from phid.errors import Code, Refused
+
+# A megabyte can hold half a million mistakes: to list them would stop every thread for seconds.
+_MAX_MISTAKES = 100
+# The same for what is nothing but brackets: each becomes an object, and the GIL is held for it.
+_MAX_CONTAINERS = 65_536
+# Possessive: what a prompt quotes is skipped, and nothing is ever tried a second time.
+_OUTSIDE = rb'(?:[^"\[{]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+'
+_ALL_BRACKETS = re.compile(rb"(?:%s[\[{]){%d}+" % (_OUTSIDE, _MAX_CONTAINERS + 1), re.DOTALL)
+_MAX_FIELD_CHARS = 128
+_MAX_TAGS = 16
+_MAX_TAG_CHARS = 256
+
+
+def _not_yet(value: Any) -> Any:
+    if value is not None:
+        raise PydanticCustomError("unsupported", "not supported by this version")
+    return value
+
+
+def _level(text: str) -> str:
+    if not topics.is_level(text):
+        raise PydanticCustomError("level", "must be 1 to 64 of A-Z a-z 0-9 _ -")
+    return text
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise PydanticCustomError("nul", "must not contain NUL")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "must not be empty")
+    return text
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > _MAX_TAGS:
+        raise PydanticCustomError("tags", f"at most {_MAX_TAGS}")
+    return value
+
+
+def _tag(value: Any) -> Any:
+    if not isinstance(value, str | int | float):
+        raise PydanticCustomError("tag", "must be text, a number, true or false")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("tag", "must be a finite number")
+    if len(str(value)) > _MAX_TAG_CHARS:
+        raise PydanticCustomError("tag", f"at most {_MAX_TAG_CHARS} characters")
+    return value
+
+
+def _question(field: str, says: str) -> PydanticCustomError:
+    return PydanticCustomError("question", "{says}", {"field": field, "says": says})
+
+
+Level = Annotated[str, AfterValidator(_level)]
+Text = Annotated[str, AfterValidator(_without_nul)]
+NotYet = Annotated[Any, BeforeValidator(_not_yet)]
+TagName = Annotated[str, Field(max_length=64)]
+Tag = Annotated[Any, AfterValidator(_tag)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+M = TypeVar("M", bound=_Message)
+
+
+class ChatMessage(_Message):
+    """One turn of `messages`."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[Text, AfterValidator(_not_blank)]
+
+
+class TextFormat(_Message):
+    """The only answer format so far: plain text."""
+
+    type: Literal["text"] = "text"
+
+
+def _format(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("type") not in (None, "text"):
+        raise PydanticCustomError("unsupported", "only type text is supported by this version")
+    return value
+
+
+class Request(_Message):
+    """A request for text; the fields' defaults are what applies when they are absent."""
+
+    v: Literal[1] = Field(1, description="Version of the wire.")
+    id: Level | None = Field(None, description="Names the request; made up when absent.")
+    client: Level | None = Field(
+        None, description="Who asks; must equal the topic's client level where there is one."
+    )
+    prompt: Annotated[Text, AfterValidator(_not_blank)] | None = Field(
+        None, description="What to answer; this or `messages`."
+    )
+    messages: tuple[ChatMessage, ...] | None = Field(
+        None,
+        min_length=1,
+        fail_fast=True,
+        description="A whole conversation, its last turn the user's.",
+    )
+    system: Text | None = Field(None, description="The system turn, put in front.")
+    model: str | None = Field(None, description="A loaded model's name; the device's own if absent")
+    max_tokens: int = Field(256, ge=1, description="Most tokens of the answer.")
+    temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False, description="Nucleus sampling.")
+    top_k: int = Field(50, ge=1, le=1000, description="Choose among so many likeliest tokens.")
+    seed: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="Makes sampling repeatable on one device."
+    )
+    stop: tuple[Annotated[Text, Field(min_length=1, max_length=128)], ...] = Field(
+        (), max_length=8, fail_fast=True, description="The answer ends before any of these."
+    )
+    stream: Literal["none", "delta"] = Field(
+        "none", description="none: one message is the answer; delta: text as it comes, too."
+    )
+    format: Annotated[TextFormat, BeforeValidator(_format)] = Field(
+        TextFormat(), description="Shape of the answer: {type: text}."
+    )
+    deadline_ms: int = Field(
+        600_000, ge=1, description="Not wanted any more after so long, counted from arrival."
+    )
+    priority: int = Field(5, ge=0, le=9, description="Higher goes first.")
+    reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
+    session: NotYet = Field(None, description="Not yet: a conversation kept on the device.")
+    images: NotYet = Field(None, description="Not yet: images to look at.")
+    detail: NotYet = Field(None, description="Not yet: how closely images are looked at.")
+    tags: Annotated[dict[TagName, Tag], BeforeValidator(_few)] = Field(
+        default_factory=dict, description="Echoed in the event line, not used."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_question(self) -> Request:
+        if self.prompt is None and self.messages is None:
+            raise _question("prompt", "give prompt or messages")
+        if self.prompt is not None and self.messages is not None:
+            raise _question("messages", "give either prompt or messages")
+        if self.messages is not None:
+            if self.messages[-1].role != "user":
+                raise _question("messages", "the last of them must be the user's")
+            if any(m.role == "system" for m in self.messages[1:]) or (
+                self.system is not None and self.messages[0].role == "system"
+            ):
+                raise _question("messages", "one system turn, and it comes first")
+        return self
+
+    def digest(self, topic_kind: str) -> str:
+        """The request's content as a SHA-256: equal for retries, whatever their reply topic."""
+        content = self.model_dump(
+            mode="json", exclude={"id", "client", "deadline_ms", "reply_to"}, exclude_none=True
+        )
+        canonical = json.dumps([topic_kind, content], sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class CancelRequest(_Message):
+    """Ends one of the sender's own requests."""
+
+    id: Level = Field(description="The request to end.")
+
+
+class Command(_Message):
+    """The payload of a ctl topic; empty is fine for verbs that need nothing."""
+
+    id: Level | None = Field(None, description="Names the command; made up when absent.")
+    reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
+    level: Literal["debug", "info", "warning", "error"] | None = Field(
+        None, description="log: the new level."
+    )
+    for_s: float | None = Field(
+        None, gt=0, le=86400, allow_inf_nan=False, description="log: back to the old level after."
+    )
+    what: Literal["engine", "service"] = Field("engine", description="restart: which program.")
+
+
+def decode_request(payload: bytes, limit_bytes: int) -> Request:
+    """The request in a payload. Raises Refused with what is wrong and where."""
+    return _decode(Request, payload, limit_bytes)
+
+
+def decode_cancel(payload: bytes) -> CancelRequest:
+    """The id to cancel. Raises Refused."""
+    return _decode(CancelRequest, payload, 4096)
+
+
+def decode_command(payload: bytes) -> Command:
+    """The options of a command; an empty payload has none. Raises Refused."""
+    return _decode(Command, payload or b"{}", 4096)
+
+
+def salvage(payload: bytes, limit_bytes: int) -> tuple[str | None, str | None]:
+    """The id and reply_to of a payload that was refused, as far as they can be read.
+
+    So that the error reaches whoever waits for it.
+    """
+    if len(payload) > limit_bytes or _is_all_brackets(payload):
+        return None, None
+    try:
+        content = from_json(payload)
+    except ValueError:
+        return None, None
+    if not isinstance(content, dict):
+        return None, None
+    request_id, reply_to = content.get("id"), content.get("reply_to")
+    return (
+        request_id if isinstance(request_id, str) and topics.is_level(request_id) else None,
+        reply_to if isinstance(reply_to, str) else None,
+    )
+
+
+def _decode(model: type[M], payload: bytes, limit_bytes: int) -> M:
+    if len(payload) > limit_bytes:
+        raise Refused(
+            Code.TOO_LARGE, f"payload of {len(payload)} bytes: the limit is {limit_bytes}"
+        )
+    if _is_all_brackets(payload):
+        raise Refused(Code.BAD_REQUEST, f"more than {_MAX_CONTAINERS} arrays and objects")
+    try:
+        return model.model_validate_json(payload, strict=True)
+    except ValidationError as error:
+        if error.error_count() > _MAX_MISTAKES:
+            says = f"more than {_MAX_MISTAKES} mistakes"
+            raise Refused(Code.BAD_REQUEST, says) from None
+        # The first mistake is enough, and an unknown field explains the ones after it.
+        mistakes = error.errors(include_url=False, include_input=False)
+        mistakes.sort(key=lambda e: e["type"] != "extra_forbidden")
+        raise _refused(model, dict(mistakes[0])) from None
+
+
+def _is_all_brackets(payload: bytes) -> bool:
+    """True if there are more arrays and objects than anything of ours can have; in milliseconds."""
+    if payload.count(b"[") + payload.count(b"{") <= _MAX_CONTAINERS:
+        return False
+    return _ALL_BRACKETS.match(payload) is not None
+
+
+def _refused(model: type[_Message], mistake: dict[str, Any]) -> Refused:
+    kind, says, loc = mistake["type"], mistake["msg"], mistake["loc"]
+    field = ".".join(str(level) for level in loc) or mistake.get("ctx", {}).get("field")
+    field = field[:_MAX_FIELD_CHARS] if field else None
+    if kind == "json_invalid":
+        return Refused(Code.BAD_REQUEST, says)
+    if kind == "model_type":
+        whole = f"{field}: must be an object" if loc else "the payload must be a JSON object"
+        return Refused(Code.BAD_REQUEST, whole, field=field)
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(field or "", list(model.model_fields), n=1)
+        hint = f": did you mean {close[0]}?" if close and len(loc) == 1 else ""
+        return Refused(Code.BAD_REQUEST, f"unknown field {field!r}{hint}", field=field)
+    code = Code.UNSUPPORTED if kind == "unsupported" else Code.BAD_REQUEST
+    return Refused(code, f"{field}: {says}" if field else says, field=field)

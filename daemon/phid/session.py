@@ -1,0 +1,192 @@
+"""The session with the broker: one connection after another, when, and in which protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from phid import log
+from phid.broker import (
+    BrokerEvent,
+    Connected,
+    Connection,
+    Disconnected,
+    End,
+    Endpoint,
+    Inbound,
+    Protocol,
+    TakenOver,
+)
+
+_FIRST_PAUSE_S = 0.5
+# A connection that held this long was a good one: the next failure starts from the first pause.
+_GOOD_CONNECTION_S = 30.0
+_TRIES_BEFORE_FALLBACK = 3
+_TRY_5_AGAIN_S = 86_400.0
+_FIXED = {"auto": None, "5": Protocol.V5, "3.1.1": Protocol.V311}
+_log = log.get("session")
+
+
+class Session:
+    """Keeps one connection to the broker, for as long as it takes.
+
+    `post` gets every BrokerEvent and `receive` every Inbound, both on paho's thread: `post` must
+    not wait; the message is acknowledged to the broker when `receive` returns. `process` is the
+    first part of every connection's name.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        post: Callable[[BrokerEvent], None],
+        receive: Callable[[Inbound], None],
+        memory: Path | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._post = post
+        self._receive = receive
+        self._protocols = Protocols(endpoint, memory)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="session", daemon=True)
+        self.process = f"{random.getrandbits(32):08x}"
+
+    def start(self) -> None:
+        """Connect, in the background; events follow."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """Disconnect so that the will is not sent; what is not yet written may be lost."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        failures = 0
+        count = 0
+        while not self._stopping.is_set():
+            count += 1
+            began = time.monotonic()
+            protocol = self._protocols.choose()
+            connection = Connection(
+                self._endpoint, protocol, f"{self.process}-{count}", self._take, self._receive
+            )
+            ended = connection.run(self._stopping)
+            if self._stopping.is_set():
+                return
+            if ended.end is End.TAKEN_OVER:
+                self._post(TakenOver(ended.reason))
+                return
+            if not connection.acknowledged:
+                self._protocols.failed(protocol, ended.end)
+            failures = 1 if time.monotonic() - began > _GOOD_CONNECTION_S else failures + 1
+            pause = self._pause_s(failures, ended.end)
+            self._post(Disconnected(ended.reason, pause, refused=ended.end is End.NOT_LET_IN))
+            self._stopping.wait(pause)
+
+    def _take(self, event: BrokerEvent) -> None:
+        if isinstance(event, Connected):
+            self._protocols.connected(event.protocol)
+        self._post(event)
+
+    def _pause_s(self, failures: int, end: End) -> float:
+        ceiling = min(self._endpoint.mqtt.reconnect_max_s, _FIRST_PAUSE_S * 2 ** min(failures, 16))
+        if end is End.NOT_LET_IN:
+            # It does not get better by asking often, and brokers ban those who do.
+            ceiling = self._endpoint.mqtt.reconnect_max_s
+        # Half fixed, half random: a fleet that lost its broker together comes back apart.
+        return float(ceiling / 2 + random.uniform(0, ceiling / 2))  # noqa: S311
+
+
+class Protocols:
+    """Which protocol to speak: as set, or MQTT 5 until a broker has shown three times it cannot.
+
+    A broker that then takes 3.1.1 is remembered in a file, and MQTT 5 tried again by the first
+    connect after a day; one that takes neither has other troubles, and MQTT 5 goes on.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, memory: Path | None, now: Callable[[], float] = time.time
+    ) -> None:
+        self._fixed = _FIXED[endpoint.mqtt.protocol]
+        self._broker = endpoint.where
+        self._memory = memory
+        self._now = now
+        self._strikes = 0
+        self._on_trial = False
+        self._fell_back_at = self._recall()
+
+    def choose(self) -> Protocol:
+        """The protocol for the next connection."""
+        if self._fixed is not None:
+            return self._fixed
+        return Protocol.V311 if self._on_trial or self._remembered else Protocol.V5
+
+    def connected(self, protocol: Protocol) -> None:
+        """Take note that a broker speaks this protocol."""
+        self._strikes = 0
+        if self._fixed is not None:
+            return
+        if protocol is Protocol.V5 and self._fell_back_at is not None:
+            self._fell_back_at = None
+            self._keep()
+        elif protocol is Protocol.V311 and self._on_trial:
+            self._fell_back_at = self._now()
+            self._keep()
+            _log.warning("fell_back", broker=self._broker, protocol="3.1.1")
+        self._on_trial = False
+
+    def failed(self, protocol: Protocol, end: End) -> None:
+        """Take note of a connection that was not made, and why."""
+        if self._fixed is not None or end is End.UNREACHABLE:
+            return
+        if protocol is Protocol.V311:
+            self._on_trial = False
+            if end is End.NO_SUCH_PROTOCOL:
+                self._fell_back_at = None
+        elif end is End.NO_SUCH_PROTOCOL:
+            self._strikes += 1
+            # One who is known to speak 3.1.1 need not refuse MQTT 5 three times again.
+            if self._strikes >= _TRIES_BEFORE_FALLBACK or self._fell_back_at is not None:
+                self._strikes = 0
+                self._on_trial = True
+
+    @property
+    def _remembered(self) -> bool:
+        # A clock that was set back must not keep us there for ever.
+        at = self._fell_back_at
+        return at is not None and 0 <= self._now() - at < _TRY_5_AGAIN_S
+
+    def _recall(self) -> float | None:
+        entry = self._read().get(self._broker)
+        at = entry.get("fell_back_at") if isinstance(entry, dict) else None
+        return float(at) if isinstance(at, int | float) else None
+
+    def _keep(self) -> None:
+        if self._memory is None:
+            return
+        known = self._read()
+        known.pop(self._broker, None)
+        if self._fell_back_at is not None:
+            known[self._broker] = {"fell_back_at": round(self._fell_back_at)}
+        # It costs three attempts to find out again: not worth failing for.
+        with contextlib.suppress(OSError):
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self._memory.with_suffix(".new")
+            fresh.write_text(json.dumps({"schema": 1, "brokers": known}), encoding="utf-8")
+            fresh.replace(self._memory)
+
+    def _read(self) -> dict[str, Any]:
+        if self._memory is None:
+            return {}
+        try:
+            content = json.loads(self._memory.read_text(encoding="utf-8"))
+            brokers = content["brokers"] if content["schema"] == 1 else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return dict(brokers) if isinstance(brokers, dict) else {}

@@ -1,0 +1,195 @@
+"""Text models through ONNX Runtime GenAI."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from phid import chat, vocabulary
+from phid.errors import Code, Refused
+from phid.jobs import EngineFacts, Job, Sampling, Turn
+
+# See runtime.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime_genai as og
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class TextRuntime:
+    """A loaded text model: a Generator of its own for each job."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        tokens: vocabulary.Vocabulary,
+        prefill_slice: int,
+        facts: EngineFacts,
+    ) -> None:
+        self.facts = facts
+        self._model = model
+        self._tokenizer = tokenizer
+        self._eos = frozenset(int(token) for token in tokenizer.eos_token_ids)
+        self._slice = prefill_slice
+        self._tokens = tokens
+        self._guard = chat.MarkerGuard(tokens.markers)
+        self._template = self._own_template()
+        self._expected_markers = lru_cache(maxsize=64)(self._count_harmless)
+
+    def open(self, job: Job) -> TextStream:
+        """Encode the job's prompt; refuses one over the context, and one with forged markers."""
+        if job.images:
+            raise Refused(Code.UNSUPPORTED, "this model takes no images", field="images")
+        prompt = self._encode(job.turns)
+        self._check(prompt, job.turns)
+        return TextStream(self._model, prompt, **self._how(job, prompt))
+
+    def _check(self, prompt: Any, turns: tuple[Turn, ...], image_tokens: int = 0) -> None:
+        context = self.facts.context
+        if len(prompt) >= context:
+            of_images = f", {image_tokens} of them for images," if image_tokens else ""
+            raise Refused(
+                Code.TOO_LARGE,
+                f"the prompt has {len(prompt)} tokens{of_images} and the model takes {context - 1}",
+                field="images" if 2 * image_tokens > len(prompt) else "prompt",
+            )
+        # The text was made harmless, but the native tokenizer has rules of its own, such as
+        # normalisation. A marker too many would end the user's turn inside the user's text.
+        if self._markers(prompt) != self._expected_markers(tuple(t.role for t in turns)):
+            raise Refused(
+                Code.BAD_REQUEST, "the text contains the model's control tokens", field="prompt"
+            )
+
+    def _how(self, job: Job, prompt: Any) -> dict[str, Any]:
+        """Give what any stream needs beside its model and prompt."""
+        context = self.facts.context
+        decode = self._tokens.decoder() or self._native_decoder()
+        return {
+            "options": _search_options(job.sampling, len(prompt), context),
+            "slice_tokens": self._slice,
+            "decode": lambda token: None if token in self._eos else decode(token),
+            "room": context - len(prompt),
+        }
+
+    def close(self) -> None:
+        """Release the model."""
+        del self._tokenizer, self._model
+
+    def _own_template(self) -> Callable[[str], str] | None:
+        try:
+            self._tokenizer.apply_chat_template('[{"role": "user", "content": "x"}]')
+        except RuntimeError:
+            return None
+        apply: Callable[[str], str] = self._tokenizer.apply_chat_template
+        return apply
+
+    def _encode(self, turns: tuple[Turn, ...]) -> Any:
+        return self._ids(self._render(turns, self._guard))
+
+    def _render(self, turns: tuple[Turn, ...], guard: chat.MarkerGuard) -> str:
+        # What these calls raise can quote the text, so it goes no further.
+        try:
+            return chat.render(turns, guard, self._template)
+        except RuntimeError:
+            raise Refused(
+                Code.BAD_REQUEST,
+                "the model's chat template does not take these turns in this order",
+                field="messages",
+            ) from None
+
+    def _ids(self, text: str) -> Any:
+        try:
+            ids = self._tokenizer.encode(text)
+        except (RuntimeError, TypeError) as error:
+            name = type(error).__name__
+            raise Refused(Code.INTERNAL, f"the tokenizer failed: {name}") from None
+        # Bytes the vocabulary lacks come as -1, which the model would take for its last token (and
+        # a vision model for an image). They are left out, as other tokenizers do.
+        return ids[ids >= 0]
+
+    def _markers(self, prompt: Any) -> Counter[int]:
+        known = set(self._tokens.markers.values())
+        return Counter(token for token in prompt.tolist() if token in known)
+
+    def _count_harmless(self, roles: tuple[Any, ...]) -> Counter[int]:
+        return self._markers(self._encode(tuple(Turn(role, "x") for role in roles)))
+
+    def _native_decoder(self) -> Callable[[int], bytes]:
+        # Used only where the vocabulary is of an unknown form: it swallows the characters after
+        # bytes that are none, and can hold back a whole one.
+        stream = self._tokenizer.create_stream()
+        return lambda token: stream.decode(token).encode()
+
+
+class TextStream:
+    """One job's Generator, made at the first slice: it takes the memory for its whole length."""
+
+    def __init__(
+        self,
+        model: Any,
+        prompt: Any,
+        *,
+        options: dict[str, Any],
+        slice_tokens: int,
+        decode: Callable[[int], bytes | None],
+        room: int,
+    ) -> None:
+        self.prompt_tokens = len(prompt)
+        self.image_tokens = 0
+        self.crops = 0
+        self.room = room
+        self._model = model
+        self._prompt = prompt
+        self._options = options
+        self._slice = slice_tokens
+        self._decode = decode
+        self._generator: Any = None
+
+    def prefill(self) -> Iterator[int]:
+        """Append the prompt in slices: a whole one could not be interrupted."""
+        self._begin()
+        yield from self._append(0)
+
+    def _begin(self) -> None:
+        params = og.GeneratorParams(self._model)
+        params.set_search_options(**self._options)
+        self._generator = og.Generator(self._model, params)
+
+    def _append(self, start: int) -> Iterator[int]:
+        for at in range(start, self.prompt_tokens, self._slice):
+            end = min(at + self._slice, self.prompt_tokens)
+            self._generator.append_tokens(self._prompt[at:end])
+            yield end
+
+    def step(self) -> bytes | None:
+        """Generate one token."""
+        self._generator.generate_next_token()
+        return self._decode(int(self._generator.get_next_tokens()[0]))
+
+    def close(self) -> None:
+        """Release the job's memory."""
+        self._generator = None
+
+
+def _search_options(sampling: Sampling, prompt_tokens: int, context: int) -> dict[str, Any]:
+    # The cache is taken for all of max_length when the Generator is made.
+    options: dict[str, Any] = {
+        "max_length": min(prompt_tokens + sampling.max_tokens, context),
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "do_sample": sampling.temperature > 0,
+    }
+    if sampling.temperature > 0:
+        options |= {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+        if sampling.seed is not None:
+            options["random_seed"] = sampling.seed
+    return options

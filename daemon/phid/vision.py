@@ -1,0 +1,168 @@
+"""Phi-3 vision models through ONNX Runtime GenAI: phid's own pixels, as many as a job asks for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phid import frames, images, tags, vocabulary
+from phid.jobs import EngineFacts, Job
+from phid.text import TextRuntime, TextStream
+
+# See runtime.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime_genai as og
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+class VisionRuntime(TextRuntime):
+    """A loaded phi3v model: text as a text model takes it, and images beside it."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        tokens: vocabulary.Vocabulary,
+        prefill_slice: int,
+        facts: EngineFacts,
+        eye: Eye,
+    ) -> None:
+        super().__init__(model, tokenizer, tokens, prefill_slice, facts)
+        self._eye = eye
+        self._tag_guard = tags.TagGuard(tokens.markers)
+
+    def open(self, job: Job) -> TextStream:
+        """Encode text and images; the images' cost is counted before any of them is decoded."""
+        turns = tags.tagged(job.turns, len(job.images))
+        if not job.images:
+            return super().open(replace(job, turns=turns))
+        seen = [images.inspect(image.data) for image in job.images]
+        plans = [self._eye.plan(facts, job.crops) for facts in seen]
+        prompt = tags.with_slots(
+            self._render(turns, self._tag_guard),
+            self._ids,
+            {number: plan.tokens for number, plan in enumerate(plans, 1)},
+        )
+        image_tokens = sum(plan.tokens for plan in plans)
+        self._check(prompt, turns, image_tokens)
+        files = [job.images[number - 1].data for number in tags.order(turns)]
+        batch = self._eye.look(files, job.crops)
+        if batch.tokens.sum() != image_tokens:
+            raise RuntimeError("the processor cut the images in another way than was planned")
+        return VisionStream(
+            self._model,
+            prompt,
+            batch=batch,
+            crops=sum(plan.crops for plan in plans),
+            **self._how(job, prompt),
+        )
+
+    def close(self) -> None:
+        """Release the model."""
+        del self._eye
+        super().close()
+
+
+class Eye:
+    """Makes of picture files what one model's vision graph takes, found out by showing it a frame.
+
+    `views` is how many views of each picture the graph insists on, 0 where it takes what there
+    are. With `stock` the runtime's own processor does it: always up to 16 crops, 17 views.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, stock: bool) -> None:
+        self._processor: Any = model.create_multimodal_processor() if stock else None
+        self.dtype, self.views = self._find_out(model, tokenizer)
+
+    def plan(self, facts: images.ImageFacts, crops: int) -> images.Plan:
+        """How a picture will be cut, by its header alone."""
+        return images.plan(*facts.upright, images.MAX_CROPS if self._processor else crops)
+
+    def look(self, files: Sequence[bytes], crops: int) -> frames.Batch:
+        """Decode and cut the pictures; raises Refused (unsupported) where one is broken."""
+        if self._processor is not None:
+            return self._look_stock(files)
+        pictures = [frames.transform(frames.decode(data), crops) for data in files]
+        return frames.stack(pictures, self.dtype, self.views)
+
+    def _look_stock(self, files: Sequence[bytes]) -> frames.Batch:
+        # Given a type it does not know, its decoder ends the process; given half a JPEG, it never
+        # returns. So it gets what has been decoded already.
+        sound = [frames.as_png(frames.decode(data)) for data in files]
+        shown = "".join(f"<|image_{number}|>\n" for number in range(1, len(files) + 1))
+        inputs = self._processor(shown, images=og.Images.open_bytes(*sound))
+        # Copies, for what these arrays show belongs to the runtime's tensors; by way of Python's
+        # integers, for NumPy's `long long` is 64 bits too and yet not taken back.
+        sizes = np.array(inputs["image_sizes"].as_numpy().tolist(), np.int64)
+        tokens = np.array(inputs["num_image_tokens"].as_numpy().tolist(), np.int64)
+        pixels = np.array(inputs["pixel_values"].as_numpy())
+        return frames.Batch(pixels, sizes.reshape(-1, 2), tokens.reshape(-1))
+
+    def _find_out(self, model: Any, tokenizer: Any) -> tuple[Any, int]:
+        """Try what a vision graph can ask for; raises the runtime's own error if it takes none."""
+        frame = frames.transform(np.zeros((8, 8, 3), np.uint8), 1)
+        error: Exception | None = None
+        for views in (0, images.MAX_CROPS + 1):
+            for dtype in (np.float32, np.float16):
+                try:
+                    self._try(model, tokenizer, frames.stack([frame], dtype, views))
+                except RuntimeError as refused:
+                    error = error or refused
+                else:
+                    return dtype, views
+        assert error is not None
+        raise error
+
+    @staticmethod
+    def _try(model: Any, tokenizer: Any, batch: frames.Batch) -> None:
+        prompt = tags.with_slots("Hello <|image_1|>", tokenizer.encode, {1: int(batch.tokens[0])})
+        params = og.GeneratorParams(model)
+        params.set_search_options(max_length=len(prompt) + 1, do_sample=False, num_beams=1)
+        _set_inputs(og.Generator(model, params), prompt, batch)
+
+
+class VisionStream(TextStream):
+    """One job with images: up to the last of them its prefill is one call."""
+
+    def __init__(
+        self, model: Any, prompt: Any, *, batch: frames.Batch, crops: int, **how: Any
+    ) -> None:
+        super().__init__(model, prompt, **how)
+        self.image_tokens = int(batch.tokens.sum())
+        self.crops = crops
+        self._batch: frames.Batch | None = batch
+        # Inside the one call the decoder takes the prompt in slices too: it saves memory.
+        self._options["chunk_size"] = self._slice
+
+    def prefill(self) -> Iterator[int]:
+        """Show the images, and append a long text after them in slices."""
+        self._begin()
+        assert self._batch is not None
+        end = int(np.flatnonzero(self._prompt < 0)[-1]) + 1
+        if self.prompt_tokens - end <= self._slice:
+            end = self.prompt_tokens
+        _set_inputs(self._generator, self._prompt[:end], self._batch)
+        self._batch = None
+        yield end
+        yield from self._append(end)
+
+    def close(self) -> None:
+        """Release the job's memory."""
+        self._batch = None
+        super().close()
+
+
+def _set_inputs(generator: Any, prompt: Any, batch: frames.Batch) -> None:
+    """Compute the prompt and the images it shows, in one call."""
+    tensors = og.NamedTensors()
+    tensors["input_ids"] = prompt[None]
+    tensors["pixel_values"] = batch.pixels
+    tensors["image_sizes"] = batch.sizes
+    tensors["num_image_tokens"] = batch.tokens
+    generator.set_inputs(tensors)

@@ -1,0 +1,650 @@
+"""Fuzzes the decoders in this process, or floods a daemon: run by scripts/fuzz."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phid import messages, requests, settings, topics
+from phid.broker import Inbound
+from phid.errors import Refused
+from phid.fleet import Fleet, table
+from phid.intake import (
+    ArrivalRefused,
+    CancelArrived,
+    CommandArrived,
+    Intake,
+    RequestArrived,
+)
+from phid.settings import Settings, SettingsError
+from phid.topics import Topics
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+LIMIT_BYTES = 1_048_576
+SLOW_MS = 250.0
+MAX_ERROR_BYTES = 2000
+
+WORDS = (
+    "x",
+    "",
+    " ",
+    "\0",
+    "a\0b",
+    "👩\u200d🚀",
+    "😀",
+    "日本語",
+    "שלום",
+    "\u202emoc.live",
+    "e\u0301" * 9,
+    "\ufeff",
+    "\uffff",
+    "\U0010ffff",
+    "İıſﬃ",
+    "\x1b[2J\x07",
+    "\r\n",
+    "../../etc/passwd",
+    "$SYS/#",
+    "phid/v1/client/me/rx",
+    "phid/v1/porch/out/res/me/a1",
+    "phid/v1/porch/out/status",
+    "+",
+    "#",
+    "null",
+    "-0",
+    "1e999",
+    "text",
+    "delta",
+    "none",
+    "user",
+    "system",
+    "assistant",
+    "debug",
+    "service",
+    "me",
+    "a1",
+    "i" * 64,
+    "i" * 65,
+    "'\"\\",
+    "{}",
+    "<|end|>",
+    "%s%n{0}",
+)
+# JSON that no encoder writes: numbers without end, halves of surrogate pairs, names twice.
+LITERALS = (
+    "1e400",
+    "-1e400",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1E-400",
+    "0.1e1",
+    "-0.0",
+    "01",
+    "9" * 400,
+    "-" + "9" * 5000,
+    "1." + "0" * 5000,
+    '"\\ud83d"',
+    '"\\ude00\\ud83d"',
+    '"\\ud83d\\ude00"',
+    '"\\u0000"',
+    '"\\x"',
+    "[" * 300,
+    '{"a":' * 300,
+    "tru",
+    "nul",
+    '{"id":"a1","id":"a2"}',
+    "/**/1",
+    "'x'",
+)
+BYTES = (
+    b"\xff",
+    b"\xc0\x80",  # NUL, overlong
+    b"\xe0\x80\xaf",  # a slash, overlong
+    b"\xf0\x80\x80\x80",
+    b"\xed\xa0\xbd",  # half a surrogate pair as UTF-8
+    b"\xf4\x90\x80\x80",  # beyond Unicode
+    b"\xf0\x9f\x98",  # an emoji cut short
+    b"\xef\xbb\xbf",
+    b"\x00",
+    b"\x80",
+    b'"',
+    b"\\",
+    b"{",
+    b"}",
+    b"[",
+    b",",
+    b":",
+    b"\\u",
+    b"9" * 100,
+    b"\r\n",
+)
+
+
+def seeds() -> list[bytes]:
+    """What the wire's own files hold."""
+    return [path.read_bytes() for path in sorted(GOLDEN.glob("*.json"))]
+
+
+class Source:
+    """Payloads, topics and texts of every kind, the same for the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)  # noqa: S311 - it must be repeatable
+        self._seeds = seeds()
+        self._keys = sorted(
+            {
+                key
+                for model in (
+                    *(requests.Request, requests.ChatMessage, requests.TextFormat),
+                    *(requests.CancelRequest, requests.Command, messages.Result),
+                    *(messages.ErrorMessage, messages.Delta, messages.Accepted),
+                    *(messages.CtlReply, messages.UsageReport, messages.Timing),
+                    *(messages.Status, messages.Info, messages.JobEvent, messages.StateEvent),
+                )
+                for key in model.model_fields
+            }
+        )
+        self._config = (ROOT / "config" / "phid.toml").read_text("utf-8")
+
+    def payload(self) -> bytes:
+        """Bytes as a client may send them."""
+        kind = self.dice.random()
+        if kind < 0.35:
+            return self._mutated(self.dice.choice(self._seeds))
+        if kind < 0.87:
+            return self._grammatical()
+        if kind < 0.97:
+            return self.dice.randbytes(self.dice.choice((0, 1, 2, 7, 60, 500)))
+        return self._mutated(self._grammatical())
+
+    def large(self) -> bytes:
+        """Up to the limit of a payload, of one thing over and over."""
+        if self.dice.random() < 0.5:
+            return self._large_json()
+        unit = self.dice.choice(
+            (
+                *(b"[", b'{"a":', b'{"prompt":"x","tags":{', b"9", b'"', b"\\", b" ", b"\xff"),
+                *(b'{"k":1},', b'["x"],', b"[],", b"[1],", b'"[",', b"1.5,", b"{},"),
+                *("😀".encode(), b"\\ud83d", b"\\u0000", b"1,", b"<|end|>"),
+            )
+        )
+        head = self.dice.choice(
+            (
+                *(
+                    b"",
+                    b'{"prompt":"',
+                    b'{"messages":[',
+                    b'{"stop":[',
+                    b'{"tags":{"a":',
+                    b'{"id":"',
+                ),
+                *(b'{"prompt":"x","seed":', b'{"prompt":"x","tags":{"a":"'),
+            )
+        )
+        tail = self.dice.choice((b"", b'"}', b"]}", b"}}", b"}"))
+        room = self.dice.choice((LIMIT_BYTES, LIMIT_BYTES // 2, 70_000)) - len(head) - len(tail)
+        return head + unit * (room // len(unit)) + tail
+
+    def _large_json(self) -> bytes:
+        turn = {"role": "user", "content": self.text() or "x"}
+        count = self.dice.choice((1000, 12_000, 24_000))
+        whole: dict[str, Any] = self.dice.choice(
+            (
+                {"prompt": (self.text() or "x") * count},
+                {"messages": [turn] * count},
+                {"messages": [{**turn, "role": "tool"}] * count},
+                {"prompt": "x", "tags": {f"k{n}": n for n in range(count)}},
+                {"prompt": "x", "stop": ["x"] * count},
+                {f"k{n}": n for n in range(count)},
+                {"prompt": "x", "p" * 10 * count: 1},
+                {"prompt": "x", "id": "i" * 10 * count},
+                {"prompt": "x", "reply_to": "a/" * 10 * count},
+                {"prompt": "x", "model": "m" * 10 * count},
+            )
+        )
+        return json.dumps(whole, ensure_ascii=self.dice.random() < 0.5).encode()[:LIMIT_BYTES]
+
+    def _mutated(self, data: bytes) -> bytes:
+        dice, work = self.dice, bytearray(data)
+        for _ in range(dice.choice((0, 1, 1, 2, 4, 16))):
+            at = dice.randint(0, len(work))
+            match dice.randrange(6):
+                case 0:
+                    work[at:at] = dice.choice(BYTES)
+                case 1:
+                    del work[at : at + dice.choice((1, 2, 8, 64))]
+                case 2 if work:
+                    work[at % len(work)] = dice.randrange(256)
+                case 3 if work:
+                    work[at % len(work)] ^= 1 << dice.randrange(8)
+                case 4:
+                    other = dice.choice(self._seeds)
+                    start = dice.randint(0, len(other))
+                    work[at:at] = other[start : start + dice.choice((4, 16, 200))]
+                case _:
+                    work[at:at] = dice.choice((*WORDS, *LITERALS)).encode("utf-8", "surrogatepass")
+        return bytes(work)
+
+    def _grammatical(self) -> bytes:
+        """JSON of the right keys; most of it a sound request but for a detail."""
+        dice = self.dice
+        pairs: dict[str, str] = {}
+        keys = [*requests.Request.model_fields] if dice.random() < 0.6 else self._keys
+        if keys is not self._keys or dice.random() < 0.2:
+            pairs["prompt"] = json.dumps(self.text() or "x")
+        sound = dice.random() < 0.6
+        for _ in range(dice.choice((0, 1, 1, 2, 3, 8))):
+            key = dice.choice(keys)
+            if dice.random() < 0.03:
+                key = self.text()
+            likely = self._likely(key) if sound else None
+            pairs[key] = self._value(key, 0) if likely is None else json.dumps(likely)
+        inside = ",".join(f"{json.dumps(key)}:{value}" for key, value in pairs.items())
+        return ("{" + inside + "}").encode("utf-8", "surrogatepass")
+
+    def _value(self, key: str, depth: int) -> str:
+        dice = self.dice
+        if dice.random() < 0.75 and (likely := self._likely(key)) is not None:
+            return json.dumps(likely, ensure_ascii=dice.random() < 0.5)
+        match dice.randrange(8 if depth < 3 else 6):
+            case 0:
+                return json.dumps(self.text(), ensure_ascii=dice.random() < 0.5)
+            case 1:
+                return str(dice.choice((0, 1, -1, 7, 256, 2**31, 2**63, 2**64, -(2**70))))
+            case 2:
+                return dice.choice(LITERALS)
+            case 3:
+                return dice.choice(("true", "false", "null"))
+            case 4:
+                return repr(dice.uniform(-1, 3))
+            case 5:
+                return "{}" if dice.random() < 0.5 else "[]"
+            case 6:
+                inside = (self._value("", depth + 1) for _ in range(dice.randrange(5)))
+                return "[" + ",".join(inside) + "]"
+            case _:
+                keys = [dice.choice((*self._keys, "a", "")) for _ in range(dice.randrange(5))]
+                inside = (f"{json.dumps(k)}:{self._value(k, depth + 1)}" for k in keys)
+                return "{" + ",".join(inside) + "}"
+
+    def _likely(self, key: str) -> Any:
+        dice = self.dice
+        return {
+            "v": 1,
+            "id": dice.choice(("a1", "b-2", self.text())),
+            "client": "me",
+            "prompt": None,
+            "messages": [
+                {"role": dice.choice(("system", "user", "assistant")), "content": self.text()}
+                for _ in range(dice.randrange(4))
+            ],
+            "max_tokens": dice.choice((1, 64, 64, 4096, 4097)),
+            "temperature": dice.choice((0, 0.7, 0.7, 2, 2.1)),
+            "top_p": dice.choice((0, 0.5, 0.5, 1)),
+            "top_k": dice.choice((0, 1, 50, 50, 1001)),
+            "seed": dice.choice((0, 7, 7, 2**31 - 1, 2**31)),
+            "role": dice.choice(("user", "system")),
+            "content": self.text(),
+            "state": dice.choice(("online", "offline", self.text())),
+            "reason": dice.choice(("lwt", self.text())),
+            "session": dice.choice(("s1", self.text())),
+            "ts": dice.choice((0, 1_800_000_000, 2**32, -1, 2**63)),
+            "stop": [self.text() for _ in range(dice.choice((0, 1, 8, 9)))],
+            "stream": dice.choice(("none", "delta")),
+            "format": {"type": dice.choice(("text", "json"))},
+            "deadline_ms": dice.choice((1, 1000, 10**12, 10**20)),
+            "priority": dice.choice((0, 5, 9, 10)),
+            "reply_to": dice.choice(("phid/v1/client/me/rx", self.text(), self.topic())),
+            "tags": {self.text()[:64]: dice.choice((1, 0.5, True, self.text()))},
+            "level": "debug",
+            "for_s": dice.choice((0, 1, 1e9)),
+            "what": "engine",
+            "type": dice.choice(("result", "error", "delta", "accepted", "ctl")),
+        }.get(key)
+
+    def text(self) -> str:
+        """Text as JSON can carry it: no half surrogates."""
+        dice = self.dice
+        if dice.random() < 0.7:
+            return "".join(dice.choices(WORDS, k=dice.choice((1, 1, 2, 5))))
+        points = (dice.choice((0x20, 0x7F, 0x2FF, 0xFFFF, 0x10FFFF)) for _ in range(9))
+        made = "".join(chr(dice.randint(0, top)) for top in points)
+        return made.encode("utf-8", "ignore").decode()
+
+    def topic(self) -> str:
+        """A topic as a broker may deliver it: UTF-8, without wildcards more often than not."""
+        dice = self.dice
+        if dice.random() < 0.7:
+            return "phid/v1/porch/in/" + dice.choice(
+                (
+                    *("text", "text/me", "text/me", "frame/me", "cancel/me", "ctl/ping", "ctl/log"),
+                    *("ctl/restart", "ctl/" + dice.choice(WORDS)),
+                )
+            )
+        levels = ["phid", "v1", "porch", "in"]
+        levels += dice.choices(
+            (*("text", "frame", "cancel", "ctl", "ping", "me", "part", "x.y", "", "a/b"), *WORDS),
+            k=dice.choice((0, 1, 2, 2, 2, 3, 5)),
+        )
+        if dice.random() < 0.2:
+            levels[dice.randrange(len(levels))] = dice.choice(("all", "", *WORDS))
+        return "/".join(levels)[:65_535]
+
+    def inbound(self) -> Inbound:
+        """A message with any of the properties that mean something."""
+        dice, topic = self.dice, self.topic()
+        return Inbound(
+            topic=topic,
+            payload=self._fitting(topic) if dice.random() < 0.5 else self.payload(),
+            qos=dice.randrange(3),
+            retain=dice.random() < 0.05,
+            dup=dice.random() < 0.2,
+            response_topic=dice.choice(
+                (None, None, None, "phid/v1/client/me/rx", self.topic(), self.text())
+            ),
+            correlation=dice.choice((None, b"", b"\xff\x00", dice.randbytes(40))),
+            expiry_s=dice.choice((None, 0, 1, 2**32 - 1)),
+            content_type=dice.choice((None, "application/json", "image/jpeg", self.text())),
+            user=tuple((self.text(), self.text()) for _ in range(dice.randrange(3))),
+        )
+
+    def _fitting(self, topic: str) -> bytes:
+        """What belongs on this topic, more or less."""
+        dice = self.dice
+        if "/text" in topic:
+            return self._grammatical()
+        keys = ["id"] if "/cancel" in topic else dice.sample([*requests.Command.model_fields], 2)
+        return json.dumps({key: self._likely(key) for key in keys}).encode()
+
+    def toml(self) -> str:
+        """A settings file, or what has become of one."""
+        dice = self.dice
+        kind = dice.random()
+        if kind < 0.5:
+            names = dice.sample(sorted(settings.names()), dice.randint(0, 6))
+            lines = [f"{name} = {self._toml_value()}" for name in [*names, *self._odd_names()]]
+            return "\n".join(dice.sample(lines, len(lines)))
+        if kind < 0.9:
+            lines = self._config.splitlines()
+            some = [re.sub(r"^#(?=\w+ = )", "", line) for line in dice.sample(lines, 12)]
+            return "\n".join(some)
+        return self._mutated(self._config.encode()).decode("utf-8", "replace")
+
+    def _odd_names(self) -> list[str]:
+        odd = ("mqtt", "mqtt.hosts", "a.b.c", "engine.threads.x", "_env_file", "self")
+        odd += ("__pydantic_self__", "_cli_parse_args")
+        return self.dice.choice(([], [], [self.dice.choice(odd)]))
+
+    def _toml_value(self) -> str:
+        dice = self.dice
+        return dice.choice(
+            (
+                *("0", "-1", "1", "1883", "99999999999999999999", "nan", "inf", "-0.0", "1e400"),
+                *("true", "[]", "{}", "[1, 'a']", "1979-05-27", "'debug'", "'phid/v1'", "''"),
+                json.dumps(self.text(), ensure_ascii=False),
+                json.dumps(self.topic(), ensure_ascii=False),
+            )
+        )
+
+
+@dataclass
+class Tally:
+    """What came of it."""
+
+    runs: Counter[str] = field(default_factory=Counter)
+    taken: Counter[str] = field(default_factory=Counter)
+    slowest_ms: dict[str, float] = field(default_factory=dict)
+    escapes: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        self.runs += other.runs
+        self.taken += other.taken
+        self.escapes += other.escapes
+        for name, ms in other.slowest_ms.items():
+            self.slowest_ms[name] = max(ms, self.slowest_ms.get(name, 0.0))
+
+
+class Decoders:
+    """Every decoder, with what it may raise and what must hold of what it returns."""
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self._source = source
+        self._file = folder / "phid.toml"
+        self._topics = Topics("phid/v1", "porch")
+        self._intake = Intake(
+            self._topics,
+            payload_bytes=LIMIT_BYTES,
+            max_tokens=4096,
+            deadline_ms=3_600_000,
+            reply_allow=("site/+/answers/#",),
+        )
+
+    def cases(self) -> dict[str, tuple[Callable[[], Any], Callable[[Any], bool]]]:
+        """By name: makes an input; decodes it, True if it was taken. Any exception is an escape."""
+        source = self._source
+        return {
+            "intake": (source.inbound, self._inbound),
+            "request": (source.payload, self._request),
+            "salvage": (source.payload, self._salvage),
+            "cancel": (source.payload, self._cancel),
+            "command": (source.payload, self._command),
+            "answer": (source.payload, self._answer),
+            "topic": (source.topic, self._topic),
+            "fleet": (source.inbound, self._fleet),
+            "settings": (source.toml, self._settings),
+            "large": (source.large, self._large),
+        }
+
+    def _request(self, payload: bytes) -> bool:
+        try:
+            request = requests.decode_request(payload, LIMIT_BYTES)
+        except Refused as refused:
+            return self._told(refused)
+        digest = request.digest("text")
+        again = requests.decode_request(messages.encode(request), 2 * LIMIT_BYTES)
+        assert again.digest("text") == digest, "another digest after a round trip"
+        return True
+
+    def _salvage(self, payload: bytes) -> bool:
+        request_id, _ = requests.salvage(payload, LIMIT_BYTES)
+        assert request_id is None or topics.is_level(request_id)
+        return request_id is not None
+
+    def _cancel(self, payload: bytes) -> bool:
+        try:
+            requests.decode_cancel(payload)
+        except Refused as refused:
+            return self._told(refused)
+        return True
+
+    def _command(self, payload: bytes) -> bool:
+        try:
+            requests.decode_command(payload)
+        except Refused as refused:
+            return self._told(refused)
+        return True
+
+    def _answer(self, payload: bytes) -> bool:
+        try:
+            answer = messages.decode_answer(payload)
+        except ValueError:
+            return False
+        messages.encode(answer)
+        return True
+
+    def _topic(self, topic: str) -> bool:
+        address = self._topics.parse(topic)
+        assert address is None or topics.is_level(address.client)
+        self._topics.may_reply(topic, "me", ("+/#",))
+        return address is not None
+
+    def _inbound(self, inbound: Inbound) -> bool:
+        arrival = self._intake.read(inbound)
+        match arrival:
+            case None:
+                assert inbound.retain
+                return False
+            case CancelArrived():
+                return True
+            case ArrivalRefused():
+                messages.encode(messages.error_message(arrival.id, arrival.failure))
+            case RequestArrived():
+                assert 0 <= arrival.deadline_s <= 3600
+            case CommandArrived():
+                pass
+        assert topics.is_level(arrival.id)
+        assert topics.is_publishable(arrival.reply.topic), arrival.reply.topic
+        return not isinstance(arrival, ArrivalRefused)
+
+    def _fleet(self, inbound: Inbound) -> bool:
+        """What phid fleet hears and prints: anybody may have published it."""
+        fleet = Fleet("phid/v1")
+        for out in ("status", "info", "health"):
+            fleet.take(Inbound(f"phid/v1/porch/out/{out}", inbound.payload, 0, False, False))
+        fleet.take(inbound)
+        assert len(table(fleet).splitlines()) <= 2, "a line break in a cell"
+        return bool(fleet.devices())
+
+    def _settings(self, text: str) -> bool:
+        self._file.write_text(text, "utf-8")
+        try:
+            loaded = settings.load(self._file)
+        except SettingsError:
+            return False
+        assert isinstance(loaded, Settings)
+        return True
+
+    def _large(self, payload: bytes) -> bool:
+        return self._inbound(
+            Inbound("phid/v1/porch/in/text/me", payload, 1, retain=False, dup=False)
+        )
+
+    @staticmethod
+    def _told(refused: Refused) -> bool:
+        said = messages.encode(messages.error_message("a1", refused.failure))
+        assert len(said) <= MAX_ERROR_BYTES, "an error echoes what it was sent"
+        return False
+
+
+# How often each of them has its turn, of a hundred.
+SHARES = {
+    "intake": 30,
+    "request": 30,
+    "salvage": 6,
+    "cancel": 5,
+    "command": 7,
+    "answer": 7,
+    "topic": 7,
+    "fleet": 4,
+    "settings": 4,
+}
+# A large one takes as long as a thousand others.
+LARGE_EVERY = 2000
+
+
+def fuzz(count: int, seed: int) -> Tally:
+    """Run so many inputs, the same ones for the same seed."""
+    source, tally = Source(seed), Tally()
+    for name in [name for name in os.environ if name.startswith("PHID_")]:
+        del os.environ[name]
+    with tempfile.TemporaryDirectory(prefix="phid-fuzz-") as folder:
+        cases = Decoders(source, Path(folder)).cases()
+        names = list(SHARES)
+        for n in range(count):
+            name = source.dice.choices(names, weights=list(SHARES.values()))[0]
+            if n % LARGE_EVERY == LARGE_EVERY - 1:
+                name = "large"
+            make, decode = cases[name]
+            data = make()
+            began = time.perf_counter()
+            try:
+                taken = decode(data)
+            except Exception as error:  # noqa: BLE001 - that is what is looked for
+                escape = f"{type(error).__name__}: {error}"[:300]
+                tally.escapes.append({"decoder": name, "escape": escape, "data": repr(data)[:2000]})
+                taken = False
+            ms = (time.perf_counter() - began) * 1e3
+            # Another process may have had the CPU: what is slow is slow three times.
+            if ms > SLOW_MS and (again := _quickest_ms(decode, data)) > SLOW_MS:
+                text = f"{again:.0f} ms"
+                tally.escapes.append({"decoder": name, "escape": text, "data": repr(data)[:200]})
+            tally.runs[name] += 1
+            tally.taken[name] += taken
+            tally.slowest_ms[name] = max(ms, tally.slowest_ms.get(name, 0.0))
+    return tally
+
+
+def _quickest_ms(decode: Callable[[Any], bool], data: Any) -> float:
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        decode(data)
+        times.append((time.perf_counter() - began) * 1e3)
+    return min(times)
+
+
+def in_parts(count: int, seed: int, processes: int) -> Tally:
+    """The same in several processes, a seed for each part."""
+    part = 25_000
+    sizes = [min(part, count - at) for at in range(0, count, part)]
+    whole = Tally()
+    with ProcessPoolExecutor(processes) as pool:
+        for done, tally in enumerate(pool.map(fuzz, sizes, range(seed, seed + len(sizes))), 1):
+            whole.add(tally)
+            print(f"{min(count, done * part)} done, {len(whole.escapes)} escapes", file=sys.stderr)
+    return whole
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
+    parser.add_argument("--count", type=int, default=100_000, help="how many inputs (100000)")
+    parser.add_argument("--seed", type=int, default=1, help="the first part's (1)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--flood", type=int, metavar="N", help="flood a daemon with N bad requests")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    if options.flood:
+        sys.path.insert(0, str(ROOT / "tests"))
+        from flood import flood  # noqa: PLC0415 - what the tests run
+
+        figures = flood(options.flood)
+        bad = abs(figures["rss_growth_pct"]) > 2
+    else:
+        began = time.monotonic()
+        tally = in_parts(options.count, options.seed, options.processes)
+        figures = {
+            "count": sum(tally.runs.values()),
+            "escapes": len(tally.escapes),
+            "seconds": round(time.monotonic() - began, 1),
+            "decoders": {
+                name: {
+                    "runs": tally.runs[name],
+                    "taken": tally.taken[name],
+                    "slowest_ms": round(tally.slowest_ms[name], 1),
+                }
+                for name in sorted(tally.runs)
+            },
+            "examples": tally.escapes[:20],
+        }
+        bad = bool(tally.escapes)
+    print(json.dumps(figures, indent=1, ensure_ascii=False))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    return int(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""What people type: a client that nobody here wrote, and our own commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phid import ask
+from rig import ROOT, Daemon, free_port, serving, until
+from wire import BASE, Requester
+
+pytestmark = pytest.mark.mosquitto
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("clients")
+    with serving(folder, health__discover_spread_s=0.1) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def asker(daemon: Daemon) -> Iterator[Requester]:
+    with Requester(daemon.port) as client:
+        yield client
+
+
+def start(port: int, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """`python -m phid` with these arguments."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PHID_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "phid", *arguments],
+        env=clean
+        | {
+            "PYTHONPATH": str(ROOT / "daemon"),
+            "PHID_MQTT__HOST": "127.0.0.1",
+            "PHID_MQTT__PORT": str(port),
+            "PHID_DEVICE": "dut",
+        }
+        | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def phid(
+    port: int, *arguments: str, stdin: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    process = start(port, *arguments, **environment)
+    out, err = process.communicate(stdin, timeout=40)
+    assert "Traceback" not in err, err
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def script(**directives: Any) -> str:
+    return "@script " + json.dumps(directives)
+
+
+# A client that nobody here wrote.
+
+
+def test_mosquitto_rr_prints_the_result(daemon: Daemon) -> None:
+    command = ["mosquitto_rr", "-p", str(daemon.port), "-V", "5"]
+    command += ["-t", f"{BASE}/dut/in/text/me", "-e", f"{BASE}/client/me/rx"]
+    answered = subprocess.run(
+        [*command, "-m", '{"prompt": "one two three"}'],
+        capture_output=True,
+        timeout=20,
+        check=True,
+    )
+    result = json.loads(answered.stdout)
+    assert result["type"] == "result"
+    assert result["text"] == "one two three"
+
+
+# phid ask.
+
+
+def test_ask_prints_the_answer_and_says_how_it_went(daemon: Daemon) -> None:
+    asked = phid(daemon.port, "ask", "one two three")
+    assert (asked.returncode, asked.stdout) == (ask.EXIT_OK, "one two three\n")
+    assert "3 tokens in, 3 out" in asked.stderr
+    assert "finish: stop" in asked.stderr
+
+
+def test_ask_prints_the_answer_as_it_comes(daemon: Daemon) -> None:
+    process = start(daemon.port, "ask", script(tokens=100, token_ms=30))
+    assert process.stdout is not None
+    assert process.stdout.read(3) == "t1 "
+    assert process.poll() is None, "the rest is yet to come"
+    rest, _ = process.communicate(timeout=40)
+    assert "t1 " + rest == "".join(f"t{n} " for n in range(1, 101)) + "\n"
+    assert process.returncode == ask.EXIT_OK
+
+
+def test_ask_reads_the_prompt_from_a_pipe(daemon: Daemon) -> None:
+    assert phid(daemon.port, "ask", "-", stdin="from a pipe").stdout == "from a pipe\n"
+
+
+def test_ask_prints_one_json_object(daemon: Daemon) -> None:
+    asked = phid(daemon.port, "ask", "--json", "one two")
+    assert json.loads(asked.stdout)["text"] == "one two"
+    assert asked.stderr == ""
+
+
+def test_ask_sends_the_system_turn_and_the_length(daemon: Daemon) -> None:
+    arguments = ("ask", "--json", "--max-tokens", "2", "--system", "a b c d", "one two three")
+    result = json.loads(phid(daemon.port, *arguments).stdout)
+    assert result["text"] == "one two "
+    assert result["finish"] == "length"
+    assert result["usage"]["prompt_tokens"] == 7
+
+
+def test_ask_tells_an_error_by_code_and_status(daemon: Daemon) -> None:
+    asked = phid(daemon.port, "ask", "-", stdin="w " * 5000)
+    assert asked.returncode == ask.EXIT_ERROR
+    assert asked.stdout == ""
+    assert "too_large" in asked.stderr
+    asked = phid(daemon.port, "ask", "--json", "-", stdin="w " * 5000)
+    assert asked.returncode == ask.EXIT_ERROR
+    assert json.loads(asked.stdout)["code"] == "too_large"
+
+
+def test_ask_that_loses_its_engine_keeps_what_it_has_printed(daemon: Daemon) -> None:
+    process = start(daemon.port, "ask", script(tokens=500, token_ms=10))
+    assert process.stdout is not None
+    assert process.stdout.read(3) == "t1 "
+    os.kill(daemon.engine_pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=40)
+    assert process.returncode == ask.EXIT_ERROR
+    assert "engine_lost" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ask",),
+        ("ask", "--max-tokens", "0", "x"),
+        ("ask", "--max-tokens", "many", "x"),
+        ("ask", "--temperature", "9", "x"),
+        ("ask", " "),
+        ("ask", "x", "--loud"),
+        ("tell",),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_told_and_ends_with_2(daemon: Daemon, arguments: tuple[str, ...]) -> None:
+    asked = phid(daemon.port, *arguments)
+    assert asked.returncode == 2
+    assert asked.stdout == ""
+    assert asked.stderr
+
+
+def test_ask_says_that_there_is_no_broker() -> None:
+    port = free_port()
+    asked = phid(port, "ask", "--timeout", "1", "x")
+    assert asked.returncode == ask.EXIT_UNREACHABLE
+    assert str(port) in asked.stderr
+
+
+def test_ask_says_that_nobody_answers(daemon: Daemon) -> None:
+    asked = phid(daemon.port, "ask", "--device", "nobody", "--timeout", "1", "x")
+    assert asked.returncode == ask.EXIT_NO_ANSWER
+    assert "nobody" in asked.stderr
+    assert "phid fleet" in asked.stderr
+
+
+def test_ask_says_that_the_device_takes_nothing_now_and_waits_where_it_may(
+    daemon: Daemon, asker: Requester
+) -> None:
+    asker.ctl("pause")
+    try:
+        asked = phid(daemon.port, "ask", "x")
+        waiting = start(daemon.port, "ask", "--wait", "patience")
+        until(lambda: asker.ctl("ping")["ok"])
+    finally:
+        asker.ctl("resume")
+    assert asked.returncode == ask.EXIT_BUSY
+    assert "paused" in asked.stderr
+    out, _ = waiting.communicate(timeout=40)
+    assert (waiting.returncode, out) == (ask.EXIT_OK, "patience\n")
+
+
+def test_ask_that_is_interrupted_cancels_its_request(daemon: Daemon, asker: Requester) -> None:
+    asker.listen(f"{BASE}/dut/out/event")
+    process = start(daemon.port, "ask", script(tokens=250, token_ms=50))
+    assert process.stdout is not None
+    process.stdout.read(3)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=40)
+    assert process.returncode == ask.EXIT_INTERRUPTED
+    event = asker.wait(lambda h: h.topic.endswith("/event") and h.json.get("type") == "job")
+    assert event.json["outcome"] == "cancelled"
+
+
+# phid fleet.
+
+
+def test_fleet_shows_who_is_there(daemon: Daemon, asker: Requester) -> None:
+    asker.ask("one two three")
+    shown = phid(daemon.port, "fleet", "--once", "--wait", "1")
+    assert shown.returncode == 0
+    header, line = shown.stdout.splitlines()
+    assert header.split()[:3] == ["device", "state", "model"]
+    assert line.split()[:5] == ["dut", "online", "scripted", "cpu", "0"]
+    (row,) = json.loads(phid(daemon.port, "fleet", "--once", "--json", "--wait", "1").stdout)
+    assert row["state"] == "online"
+    assert row["queue"] == 0
+    assert row["tokens_per_s"] > 0
+    assert "temp_c" in row
+
+
+def test_fleet_shows_the_dead_too(daemon: Daemon, tmp_path: Path, asker: Requester) -> None:
+    other = Daemon(daemon.port, tmp_path, "gone")
+    other.start()
+    with Requester(daemon.port, "gone") as watcher:
+        watcher.listen(f"{BASE}/gone/out/status")
+        watcher.status("online")
+        other.stop(signal.SIGKILL)
+        watcher.status("offline")
+    rows = json.loads(phid(daemon.port, "fleet", "--once", "--json", "--wait", "1").stdout)
+    assert {row["device"]: row["state"] for row in rows} == {"dut": "online", "gone": "offline"}
+    for what in ("status", "info"):
+        asker.publish(f"{BASE}/gone/out/{what}", b"", retain=True)
+
+
+def test_fleet_without_devices_says_so(daemon: Daemon) -> None:
+    shown = phid(daemon.port, "fleet", "--once", "--wait", "0.2", PHID_MQTT__BASE="no/where")
+    assert shown.returncode == ask.EXIT_NO_ANSWER
+    assert "no/where" in shown.stderr
+    shown = phid(
+        daemon.port, "fleet", "--once", "--json", "--wait", "0.2", PHID_MQTT__BASE="no/where"
+    )
+    assert json.loads(shown.stdout) == []
+
+
+# phid models, --help.
+
+
+def test_models_lists_what_is_there(tmp_path: Path) -> None:
+    nothing = phid(1, "models", PHID_MODELS_DIR=str(tmp_path))
+    assert nothing.returncode == 0
+    assert "phid models prepare demo" in nothing.stdout
+    (tmp_path / "tiny").mkdir()
+    config = {"model": {"type": "phi3", "context_length": 4096}}
+    (tmp_path / "tiny" / "genai_config.json").write_text(json.dumps(config))
+    (tmp_path / "no-model").mkdir()
+    assert "tiny" in phid(1, "models", PHID_MODELS_DIR=str(tmp_path)).stdout
+    (row,) = json.loads(phid(1, "models", "--json", PHID_MODELS_DIR=str(tmp_path)).stdout)
+    assert (row["name"], row["type"], row["context"]) == ("tiny", "phi3", 4096)
+
+
+@pytest.mark.model
+def test_models_lists_the_demo_model(models_dir: Path) -> None:
+    assert "smollm2-135m-instruct" in phid(1, "models", PHID_MODELS_DIR=str(models_dir)).stdout
+
+
+@pytest.mark.parametrize("command", ["", "run", "ask", "fleet", "models", "broker"])
+def test_help_is_given(command: str) -> None:
+    shown = phid(1, *filter(None, [command]), "--help")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("usage: phid")
+    words = {"": "phid ask", "ask": "exit status", "run": "--device", "broker": "MQTT 5"}
+    assert words.get(command, command) in shown.stdout
+
+
+def test_a_wrong_setting_is_told_in_a_line() -> None:
+    for command in (("run",), ("ask", "x"), ("fleet", "--once"), ("models",)):
+        shown = phid(1, *command, PHID_MQTT__PROT="1")
+        assert shown.returncode == 78
+        assert "PHID_MQTT__PORT" in shown.stderr

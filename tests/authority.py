@@ -1,0 +1,54 @@
+"""A certificate authority for tests: real certificates, made by openssl on the spot."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+class Authority:
+    """Signs certificates for brokers and clients; one folder, one authority."""
+
+    def __init__(self, folder: Path, name: str = "test authority") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self.certificate = folder / "ca.crt"
+        self._key = folder / "ca.key"
+        extensions = ["-addext", "basicConstraints=critical,CA:TRUE"]
+        extensions += ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+        _openssl(
+            *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", f"/CN={name}", *extensions),
+            *("-keyout", str(self._key), "-out", str(self.certificate)),
+        )
+
+    def issue(self, name: str, *, days: int = 2, host: str | None = None) -> tuple[Path, Path]:
+        """A certificate and its key; for a server if it has a host, negative days are expired."""
+        key, request = self._folder / f"{name}.key", self._folder / f"{name}.csr"
+        certificate, extras = self._folder / f"{name}.crt", self._folder / f"{name}.ext"
+        subject = ["-subj", f"/CN={name}"]
+        _openssl(
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            *subject,
+            "-keyout",
+            str(key),
+            "-out",
+            str(request),
+        )
+        kind = "IP" if host and host[0].isdigit() else "DNS"
+        extras.write_text(
+            f"subjectAltName={kind}:{host}\n" if host else "extendedKeyUsage=clientAuth\n"
+        )
+        _openssl(
+            *("x509", "-req", "-in", str(request), "-out", str(certificate), "-days", str(days)),
+            *("-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial"),
+            *("-extfile", str(extras)),
+        )
+        return certificate, key
+
+
+def _openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)

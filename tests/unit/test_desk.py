@@ -1,0 +1,111 @@
+"""What it costs the owner thread to say no."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import paho.mqtt.client as paho
+import pytest
+
+from phid.broker import Connected, Inbound, Link, Protocol
+from phid.desk import Desk
+from phid.errors import Code, Failure
+from phid.health import Health
+from phid.intake import ArrivalRefused, Intake, RequestArrived
+from phid.messages import ErrorMessage
+from phid.outbox import Outbox
+from phid.settings import Limits, Settings
+
+SETTINGS = Settings(device="dev", limits=Limits(backlog=20, per_client=10))
+INTAKE = Intake(SETTINGS.topics, payload_bytes=1 << 20, max_tokens=100, deadline_ms=1000)
+PROMPT = '{"prompt": "%s"%s}'
+SAMPLES = 200
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A desk whose outbox has all of paho behind it but the network."""
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    outbox = Outbox()
+    link = Link(client, "s", Protocol.V5)
+    outbox.connect(
+        Connected(
+            link, "s", Protocol.V5, resumed=False, refused=(), packet_bytes=1 << 21, window=10_000
+        )
+    )
+    desk = Desk(SETTINGS, None, outbox, Health(tmp_path), lambda _: None)
+    yield desk
+    client._reset_sockets()
+
+
+def arrived(payload: str, client: str = "c") -> RequestArrived | ArrivalRefused:
+    topic = SETTINGS.topics.text(client)
+    arrival = INTAKE.read(Inbound(topic, payload.encode(), qos=1, retain=False, dup=False))
+    assert isinstance(arrival, RequestArrived | ArrivalRefused)
+    return arrival
+
+
+def fill(desk: Desk, clients: int) -> None:
+    for n in range(clients):
+        for _ in range(10):
+            desk.take(arrived(PROMPT % ("x", ""), f"c{n}"), 0.0)  # type: ignore[arg-type]
+
+
+def close(desk: Desk) -> None:
+    desk.closed = Failure(Code.PAUSED, "paused", retry_after_ms=1)
+
+
+def known(desk: Desk) -> None:
+    desk.take(arrived(PROMPT % ("x", ', "id": "i"'), "known"), 0.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "fields", "client", "code"),
+    [
+        (lambda desk: fill(desk, 2), "", "c9", Code.BUSY),
+        (lambda desk: fill(desk, 1), "", "c0", Code.BUSY),
+        (close, "", "c", Code.PAUSED),
+        (lambda _: None, ', "model": "other"', "c", Code.NOT_FOUND),
+        (known, ', "id": "i"', "known", Code.ID_CONFLICT),
+        (lambda _: None, ', "priority": 99', "c", Code.BAD_REQUEST),
+        (lambda _: None, ', "images": []', "c", Code.UNSUPPORTED),
+    ],
+    ids=["full", "its share", "paused", "model", "conflict", "bad", "unsupported"],
+)
+@pytest.mark.parametrize("size", [1, 1_000_000], ids=["small", "large"])
+def test_a_refusal_takes_less_than_a_millisecond_of_the_owners_time(
+    desk: Desk, prepare: object, fields: str, client: str, code: Code, size: int
+) -> None:
+    prepare(desk)  # type: ignore[operator]
+    waiting = len(desk.backlog)
+    arrival = arrived(PROMPT % ("y" * size, fields), client)
+    told: list[ErrorMessage] = []
+    outbox = desk._outbox
+    refuse = outbox.refuse
+    outbox.refuse = lambda reply, message: (told.append(message), refuse(reply, message))  # type: ignore[method-assign,assignment,return-value]
+    taken = []
+    for _ in range(SAMPLES):
+        began = time.thread_time()
+        if isinstance(arrival, RequestArrived):
+            desk.take(arrival, 1.0)
+        else:
+            desk.refuse(arrival.reply, arrival.id, arrival.failure)
+        taken.append(time.thread_time() - began)
+    assert statistics.median(taken) < 0.001
+    assert [message.code for message in told] == [code] * SAMPLES
+    assert len(desk.backlog) == waiting, "what is refused is not kept"
+    assert all(m.retry_after_ms for m in told) or code is not Code.BUSY
+
+
+def test_a_flood_of_retries_is_not_kept(desk: Desk) -> None:
+    desk._outbox.disconnect()
+    first = arrived(PROMPT % ("x", ', "id": "i"'))
+    assert isinstance(first, RequestArrived)
+    desk.take(first, 0.0)
+    desk.cancel("c", "i", 1.0)
+    for _ in range(5000):
+        desk.take(first, 2.0)
+    assert len(desk._outbox) < 2100

@@ -1,0 +1,136 @@
+"""What the doctor concludes from what it finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from phid import doctor
+from phid.doctor import Asked
+from phid.jobs import Load
+from phid.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("year", "verdict"),
+    [(1969, "bad"), (1970, "bad"), (2023, "bad"), (2024, "ok"), (2038, "ok"), (2106, "warn")],
+)
+def test_the_year_must_be_likely(year: int, verdict: str) -> None:
+    found = doctor.clock(datetime(year, 6, 1, tzinfo=UTC).timestamp())
+    assert found.verdict == verdict
+    assert str(year) in found.says
+
+
+def installed(*packages: str) -> Callable[[str], str | None]:
+    return lambda name: "1.0" if name in packages else None
+
+
+def test_packages_that_overwrite_each_other_are_bad() -> None:
+    has = installed("onnxruntime", "onnxruntime-gpu", "onnxruntime-genai")
+    found = doctor.versions(has, "genai")
+    assert found.verdict == "bad"
+    assert "onnxruntime and onnxruntime-gpu are both installed" in found.says
+    assert found.mend is not None
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in found.mend
+
+
+def test_the_runtime_must_be_there_only_if_it_is_used() -> None:
+    assert doctor.versions(installed(), "genai").verdict == "bad"
+    assert doctor.versions(installed(), "scripted").verdict == "ok"
+    cuda = installed("onnxruntime-gpu", "onnxruntime-genai-cuda")
+    assert doctor.versions(cuda, "genai").verdict == "ok"
+
+
+KIB = 1024
+
+
+@pytest.mark.parametrize(
+    ("available_mb", "context", "verdict"),
+    [(8000, 4096, "ok"), (8000, 131_072, "warn"), (3200, 4096, "warn"), (2500, 4096, "bad")],
+)
+def test_weights_and_cache_must_fit(available_mb: int, context: int, verdict: str) -> None:
+    # Phi-3.5-mini on a CPU: 2.8 GB of weights, 768 KiB of cache a token.
+    found = doctor.fits(available_mb, 2800, 768 * KIB, context)
+    assert found.verdict == verdict
+
+
+def test_the_context_that_fits_is_told() -> None:
+    found = doctor.fits(8000, 2800, 768 * KIB, 131_072)
+    assert found.mend == "engine.max_context = 6912"
+    assert doctor.fits(8000, 2800, 768 * KIB, 6912).verdict == "ok"
+
+
+def folder_with(path: Path, **files: bytes) -> Path:
+    config = {
+        "model": {
+            "type": "llama",
+            "context_length": 4096,
+            "decoder": {
+                "filename": "model.onnx",
+                "num_hidden_layers": 2,
+                "num_key_value_heads": 2,
+                "head_size": 16,
+            },
+        }
+    }
+    path.mkdir()
+    (path / "genai_config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).write_text("{}")
+    # As protobuf writes the place of an initializer's data.
+    graph = b"\x08\x07j\x1e\n\x08location\x12\x0fmodel.onnx.data\x10\x00"
+    (path / "model.onnx").write_bytes(graph)
+    (path / "model.onnx.data").write_bytes(b"weights")
+    for name, content in files.items():
+        (path / name.replace("__", ".")).write_bytes(content)
+    return path
+
+
+def verdict_of(path: Path) -> doctor.Verdict:
+    settings = Settings(device="dut", models_dir=path.parent)
+    return doctor._model(settings, Load("genai", path.name, str(path)))
+
+
+def test_a_whole_model_is_ok(tmp_path: Path) -> None:
+    assert verdict_of(folder_with(tmp_path / "m")).verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("model.onnx", "model.onnx is missing"),
+        ("model.onnx.data", "model.onnx.data, which model.onnx needs, is missing"),
+        ("tokenizer.json", "tokenizer.json is missing"),
+        ("genai_config.json", "no genai_config.json that can be read"),
+    ],
+)
+def test_a_model_with_a_file_missing_is_bad(tmp_path: Path, missing: str, says: str) -> None:
+    folder = folder_with(tmp_path / "m")
+    (folder / missing).unlink()
+    found = verdict_of(folder)
+    assert (found.verdict, says in found.says) == ("bad", True), found
+
+
+def test_a_model_of_lfs_pointers_is_bad(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    found = verdict_of(folder_with(tmp_path / "m", model__onnx=pointer))
+    assert found.verdict == "bad"
+    assert "LFS" in found.says
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b'{"model": 1}', b"{" * 10_000])
+def test_no_configuration_can_end_the_examination(tmp_path: Path, content: bytes) -> None:
+    folder = folder_with(tmp_path / "m", genai_config__json=content)
+    settings = Settings(
+        device="dut",
+        models_dir=tmp_path,
+        mqtt={"host": "127.0.0.1", "port": 1},  # type: ignore[arg-type]
+    )
+    asked = Asked(lambda: settings, lambda _: Load("genai", "m", str(folder)), None, wait_s=0.1)
+    found = {verdict.name: verdict for verdict in doctor.examine(asked)}
+    assert found["model"].verdict == "bad"
+    assert found["engine"].says == "not started: see above"

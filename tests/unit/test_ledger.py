@@ -1,0 +1,128 @@
+"""Identity: who asked what, and what came of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from phid.errors import Code, Failure, Refused
+from phid.ledger import Ledger, ReplyAddress, Ticket
+from phid.messages import Outcome, error_message
+from phid.requests import Request
+
+OUTCOME: Outcome = error_message("i", Failure(Code.INTERNAL, "said"))
+
+
+def ticket(
+    request_id: str = "i",
+    *,
+    client: str = "c",
+    digest: str = "d",
+    id_given: bool = True,
+    deadline: float = 10.0,
+) -> Ticket:
+    return Ticket(
+        client=client,
+        id=request_id,
+        digest=digest,
+        request=Request(prompt="a secret", system="another", tags={"k": 1}),
+        address=ReplyAddress("first"),
+        arrived=0.0,
+        deadline=deadline,
+        job_id="1",
+        topic="topic",
+        id_given=id_given,
+    )
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger(keep_s=100, keep_entries=3)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_same_request_is_found_and_another_under_its_id_refused(
+    ledger: Ledger, ended: bool
+) -> None:
+    known = ticket()
+    ledger.open(known)
+    if ended:
+        ledger.close(known, OUTCOME, 1.0)
+    assert ledger.find(("c", "i"), "d") is known
+    assert ledger.find(("other", "i"), "d") is None
+    with pytest.raises(Refused) as refused:
+        ledger.find(("c", "i"), "other")
+    assert refused.value.failure.code is Code.ID_CONFLICT
+    assert refused.value.failure.field == "id"
+
+
+def test_an_outcome_is_kept_for_the_window_and_not_longer(ledger: Ledger) -> None:
+    known = ticket()
+    ledger.open(known)
+    ledger.close(known, OUTCOME, now=5.0)
+    ledger.prune(104.9)
+    assert ledger.find(("c", "i"), "d") is known
+    ledger.prune(105.0)
+    assert ledger.find(("c", "i"), "d") is None
+    assert len(ledger) == 0
+
+
+def test_an_outcome_is_kept_at_least_as_long_as_its_deadline(ledger: Ledger) -> None:
+    known = ticket(deadline=500.0)
+    ledger.open(known)
+    ledger.close(known, OUTCOME, now=5.0)
+    ledger.prune(504.9)
+    assert ledger.find(("c", "i"), "d") is known
+    ledger.prune(505.0)
+    assert ledger.find(("c", "i"), "d") is None
+
+
+def test_the_oldest_outcome_makes_room(ledger: Ledger) -> None:
+    for n in range(5):
+        known = ticket(f"i{n}", id_given=False, digest=f"d{n}")
+        ledger.open(known)
+        ledger.close(known, OUTCOME, float(n))
+    assert len(ledger) == 3
+    assert ledger.find(("c", "i1"), "d1") is None
+    assert ledger.find(("c", "i2"), "d2") is not None
+    assert ledger.find_redelivered("topic", "d1") is None
+    assert ledger.find_redelivered("topic", "d2") is not None
+
+
+def test_the_memory_of_an_outcome_does_not_hold_its_prompt(ledger: Ledger) -> None:
+    known = ticket()
+    ledger.open(known)
+    ledger.close(known, OUTCOME, 1.0)
+    assert "secret" not in repr(known)
+    assert "another" not in repr(known)
+    assert known.request.tags == {"k": 1}
+
+
+def test_without_an_id_the_latest_of_its_kind_is_found_and_forgetting_an_older_keeps_it(
+    ledger: Ledger,
+) -> None:
+    older, newer = ticket("a", id_given=False), ticket("b", id_given=False)
+    ledger.open(older)
+    ledger.open(newer)
+    ledger.close(older, OUTCOME, 0.0)
+    ledger.prune(200.0)
+    assert ledger.find_redelivered("topic", "d") is newer
+    assert ledger.find_redelivered("topic", "other") is None
+    assert ledger.find_redelivered("elsewhere", "d") is None
+
+
+def test_one_with_an_id_is_no_answer_to_one_without(ledger: Ledger) -> None:
+    ledger.open(ticket())
+    assert ledger.find_redelivered("topic", "d") is None
+
+
+def test_those_who_ask_again_are_answered_once_each_and_only_so_many() -> None:
+    known = ticket()
+    known.also_answer(ReplyAddress("first"))
+    assert known.late_addresses == []
+    for n in range(8):
+        known.also_answer(ReplyAddress("late", str(n).encode()))
+        known.also_answer(ReplyAddress("late", str(n).encode()))
+    assert len(known.late_addresses) == 8
+    with pytest.raises(Refused) as refused:
+        known.also_answer(ReplyAddress("late", b"ninth"))
+    assert refused.value.failure.code is Code.BUSY

@@ -1,0 +1,168 @@
+"""The words of the wire: nothing that is sent to us can do more than be refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phid import messages, requests, topics
+from phid.errors import Code, Failure, Refused
+from phid.requests import Request
+
+LIMIT = 1_048_576
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+objects = st.dictionaries(
+    st.sampled_from([*Request.model_fields, "max_token", "x"]), json_values, max_size=8
+)
+payloads = (
+    st.binary(max_size=200)
+    | json_values.map(lambda v: json.dumps(v).encode())
+    | objects.map(lambda v: json.dumps(v).encode())
+    | objects.map(lambda v: json.dumps(v, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+)
+
+
+def decode(payload: bytes) -> Request | Failure:
+    try:
+        return requests.decode_request(payload, LIMIT)
+    except Refused as refused:
+        return refused.failure
+
+
+@settings(max_examples=400)
+@given(payloads)
+def test_a_request_is_decoded_or_refused_and_never_more(payload: bytes) -> None:
+    decoded = decode(payload)
+    if isinstance(decoded, Failure):
+        assert decoded.code in (Code.BAD_REQUEST, Code.UNSUPPORTED)
+        assert decoded.message
+        assert len(messages.encode(messages.error_message("i", decoded))) < 2000
+    else:
+        assert (decoded.prompt is None) != (decoded.messages is None)
+        assert len(decoded.digest("text")) == 64
+        json.loads(json.dumps(decoded.tags, allow_nan=False))
+
+
+@settings(max_examples=200)
+@given(payloads)
+def test_cancels_and_commands_are_decoded_or_refused(payload: bytes) -> None:
+    for decoder in (requests.decode_cancel, requests.decode_command):
+        with contextlib.suppress(Refused):
+            decoder(payload)
+
+
+@settings(max_examples=400)
+@given(payloads)
+def test_salvage_takes_anything_and_gives_only_sound_ids(payload: bytes) -> None:
+    request_id, reply_to = requests.salvage(payload, LIMIT)
+    assert request_id is None or topics.is_level(request_id)
+    assert reply_to is None or isinstance(reply_to, str)
+
+
+@pytest.mark.parametrize("payload", [b"{", b"\xff", b"[" * 5000, b'{"id":' + b"9" * 10_000 + b"}"])
+def test_salvage_takes_these_too(payload: bytes) -> None:
+    assert requests.salvage(payload, LIMIT) == (None, None)
+    assert requests.salvage(b'{"id": "x"}', 5) == (None, None)
+
+
+def full(**fields: Any) -> bytes:
+    return json.dumps({"prompt": "x", **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        json.dumps({f"k{n}": n for n in range(60_000)}).encode(),
+        full(tags={f"k{n}": [] for n in range(60_000)}),
+        full(stop=[1] * 300_000),
+        json.dumps({"messages": [1] * 300_000}).encode(),
+        json.dumps({"messages": [{"role": "user", "content": ""}] * 25_000}).encode(),
+        b"[" * LIMIT,
+        full(max_tokens=0)[:-1] + b', "x": ' + b"9" * 1_000_000 + b"}",
+    ],
+    ids=["fields", "tags", "stops", "messages", "empty turns", "depth", "digits"],
+)
+def test_a_megabyte_of_mistakes_is_refused_in_no_time(payload: bytes) -> None:
+    """Decoding holds the interpreter: what it takes is taken from every other thread."""
+    assert len(payload) <= LIMIT
+    taken = []
+    for _ in range(3):
+        began = time.thread_time()
+        assert isinstance(decode(payload), Failure)
+        taken.append(time.thread_time() - began)
+    assert min(taken) < 0.3
+
+
+def test_an_unknown_field_is_named_with_the_nearest() -> None:
+    failure = decode(full(temprature=1, max_tokens=0))
+    assert isinstance(failure, Failure)
+    assert failure.field == "temprature"
+    assert "did you mean temperature" in failure.message
+
+
+def test_a_field_of_a_later_version_is_unsupported_unless_null() -> None:
+    failure = decode(full(images=[]))
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.field) == (Code.UNSUPPORTED, "images")
+    assert isinstance(decode(full(images=None, session=None, detail=None)), Request)
+
+
+def test_the_digest_is_of_what_is_asked_and_not_of_the_way_back() -> None:
+    def digest(**fields: Any) -> str:
+        request = decode(full(**fields))
+        assert isinstance(request, Request)
+        return request.digest("text")
+
+    alike = [
+        digest(),
+        digest(id="i"),
+        digest(client="c"),
+        digest(deadline_ms=5),
+        digest(reply_to="t"),
+        digest(max_tokens=256, temperature=0, stream="none", system=None),
+    ]
+    assert len(set(alike)) == 1
+    different = [
+        alike[0],
+        digest(prompt="y"),
+        digest(system="s"),
+        digest(max_tokens=1),
+        digest(temperature=1),
+        digest(seed=1),
+        digest(stop=["s"]),
+        digest(stream="delta"),
+    ]
+    assert len(set(different)) == len(different)
+
+
+def test_every_code_has_a_status_and_comes_through() -> None:
+    for code in Code:
+        message = messages.error_message("i", Failure(code, "why", field="f", retry_after_ms=5))
+        told = json.loads(messages.encode(message))
+        assert told["status"] == code.status
+        assert messages.decode_answer(messages.encode(message)) == message
+        assert "text" not in told
+        assert "duplicate" not in told
+
+
+def test_what_is_no_answer_is_a_value_error() -> None:
+    for payload in (b"", b"{}", b"[]", b'{"type": "gossip"}', b"\xff"):
+        with pytest.raises(ValueError):  # noqa: PT011 - pydantic's own words
+            messages.decode_answer(payload)
+
+
+def test_an_answer_of_a_later_version_is_understood() -> None:
+    payload = b'{"type": "delta", "id": "i", "seq": 0, "text": "x", "mood": "fine"}'
+    assert messages.decode_answer(payload) == messages.Delta(id="i", seq=0, text="x")
