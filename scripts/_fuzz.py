@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import random
@@ -361,6 +362,28 @@ class Source:
             user=tuple((self.text(), self.text()) for _ in range(dice.randrange(3))),
         )
 
+    def frame(self) -> Inbound:
+        """A frame request: a picture or what has become of one, its fields beside or around it."""
+        dice = self.dice
+        picture = self._mutated(PNG) if dice.random() < 0.6 else PNG
+        user: list[tuple[str, str]] = []
+        payload = picture
+        if dice.random() < 0.5:
+            encoded = base64.b64encode(picture).decode()
+            entry = {"b64": encoded if dice.random() < 0.9 else self.text()}
+            if dice.random() < 0.2:
+                entry[dice.choice(("label", "mime", "sha256", "part", "url"))] = self.text()
+            content = {"prompt": self.text() or "x", "images": [entry] * dice.choice((1, 1, 2, 5))}
+            payload = json.dumps(content).encode()
+        else:
+            user.append(("prompt", self.text() or "x"))
+            for _ in range(dice.choice((0, 0, 1, 3))):
+                name = dice.choice([*requests.Request.model_fields, self.text()])
+                user.append((name, dice.choice(("1", "0.5", "low", "17", "delta", self.text()))))
+        return Inbound(
+            "phid/v1/porch/in/frame/me", payload, qos=1, retain=False, dup=False, user=tuple(user)
+        )
+
     def _fitting(self, topic: str) -> bytes:
         """What belongs on this topic, more or less."""
         dice = self.dice
@@ -400,6 +423,12 @@ class Source:
         )
 
 
+# One grey pixel.
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
+
+
 @dataclass
 class Tally:
     """What came of it."""
@@ -437,6 +466,7 @@ class Decoders:
         source = self._source
         return {
             "intake": (source.inbound, self._inbound),
+            "frame": (source.frame, self._inbound),
             "request": (source.payload, self._request),
             "salvage": (source.payload, self._salvage),
             "cancel": (source.payload, self._cancel),
@@ -544,6 +574,7 @@ SHARES = {
     "intake": 30,
     "request": 30,
     "salvage": 6,
+    "frame": 15,
     "cancel": 5,
     "command": 7,
     "answer": 7,

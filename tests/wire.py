@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -33,7 +34,7 @@ class Heard:
 
     @property
     def json(self) -> Any:
-        return json.loads(self.payload)
+        return json.loads(self.payload or b"{}")  # nothing clears what was retained
 
     @property
     def type(self) -> str:
@@ -103,6 +104,7 @@ class Requester:
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        self._client._reset_sockets()  # else its own pair is left to the garbage collector
 
     def listen(self, *filters: str) -> None:
         """Subscribe to more, and wait until that holds."""
@@ -120,6 +122,7 @@ class Requester:
         reply_to: str | None = None,
         correlation: bytes | None = None,
         expiry_s: int | None = None,
+        user: Sequence[tuple[str, str]] = (),
     ) -> None:
         if self.by_json and reply_to is not None and isinstance(payload, dict):
             payload = payload | {"reply_to": reply_to}  # what a property would say
@@ -128,6 +131,8 @@ class Requester:
             self._client.publish(topic, data, qos, retain).wait_for_publish(20)
             return
         properties = Properties(PacketTypes.PUBLISH)
+        if user:
+            properties.UserProperty = list(user)
         if reply_to is not None:
             properties.ResponseTopic = reply_to
         if correlation is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 from phid import messages, requests
@@ -105,7 +108,7 @@ def _converse(
     printed = _Printer(out, silent=question.as_json)
     while (now := time.monotonic()) < late:
         client.publish(
-            topics.text(client.name),
+            (topics.frame if request.images else topics.text)(client.name),
             messages.encode(request),
             response_topic=topics.rx(client.name),
             expiry_s=max(1, round(late - now)),
@@ -194,22 +197,35 @@ def _report(outcome: Outcome, question: Question, out: TextIO, err: TextIO) -> i
 
 def _summary(result: Result) -> str:
     usage, timing = result.usage, result.timing
+    seen = f" ({usage.image_tokens} of images)" if usage.image_tokens else ""
     return (
         f"{result.device}: {result.model} on {result.provider}; "
-        f"{usage.prompt_tokens} tokens in, {usage.output_tokens} out; "
+        f"{usage.prompt_tokens} tokens in{seen}, {usage.output_tokens} out; "
         f"first after {timing.ttft_ms} ms, all in {timing.total_ms} ms, "
         f"{timing.tokens_per_s:.1f} tokens/s; finish: {result.finish}"
     )
 
 
 def request_fields(
-    prompt: str, *, system: str | None, max_tokens: int | None, temperature: float | None
+    prompt: str,
+    *,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    images: Sequence[Path] = (),
+    detail: str | None = None,
 ) -> dict[str, Any]:
-    """The fields of a request, without those left to the device."""
-    fields = {
+    """The fields of a request, without those left to the device. Raises OSError for an image."""
+    fields: dict[str, Any] = {
         "prompt": prompt,
         "system": system,
         "max_tokens": max_tokens,
         "temperature": temperature,
+        "detail": int(detail) if detail is not None and detail.isdecimal() else detail,
     }
+    if images:
+        fields["images"] = tuple(
+            {"b64": base64.b64encode(path.read_bytes()).decode(), "label": path.name[:64]}
+            for path in images
+        )
     return {name: value for name, value in fields.items() if value is not None}

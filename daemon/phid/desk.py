@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
-from phid import log, messages
+from phid import attachments, log, messages
 from phid.backlog import Backlog
 from phid.errors import Code, Failure, Refused
+from phid.gathering import Gathering
 from phid.health import Health
-from phid.intake import RequestArrived
+from phid.intake import PartArrived, RequestArrived
 from phid.jobs import (
     Event,
     Failed,
     Finish,
     Finished,
+    Image,
     Job,
-    Sampling,
     Started,
     Token,
-    Turn,
 )
 from phid.ledger import Ledger, ReplyAddress, Ticket
-from phid.messages import Accepted, ErrorMessage, JobEvent, Outcome, Result, Timing, UsageReport
+from phid.messages import Accepted, ErrorMessage, JobEvent, Outcome, Result
 from phid.outbox import Outbox
-from phid.requests import Request
+from phid.runs import Run
 from phid.settings import Settings
 from phid.streams import DeltaStream
 from phid.topics import Topics
@@ -35,19 +35,6 @@ _DEFAULT_RETRY_MS = 1000
 # An engine that dies twice under the same job is not given it a third time.
 _MAX_LOST_ENGINES = 2
 _log = log.get("desk")
-
-
-@dataclass(slots=True)
-class _Run:
-    """The job the engine works on. Times are monotonic seconds."""
-
-    ticket: Ticket
-    stream: DeltaStream
-    handed: float
-    started: bool = False
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    first_token: float | None = None
 
 
 class Desk:
@@ -66,7 +53,13 @@ class Desk:
         tell: Callable[[JobEvent], None],
     ) -> None:
         limits = settings.limits
-        self.backlog = Backlog(limit=limits.backlog, per_client=limits.per_client)
+        self.backlog = Backlog(
+            limit=limits.backlog,
+            per_client=limits.per_client,
+            limit_bytes=limits.backlog_bytes,
+        )
+        vision = settings.vision
+        self.gathering = Gathering(limit_bytes=vision.parts_bytes, keep_s=vision.parts_s)
         self.ledger = Ledger(keep_s=limits.dedupe_s, keep_entries=limits.dedupe_entries)
         self.closed: Failure | None = None
         self.held = False
@@ -77,15 +70,18 @@ class Desk:
         self._outbox = outbox
         self._health = health
         self._tell = tell
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._jobs = 0
 
     def configure(self, settings: Settings) -> None:
         """Take over the limits of these settings; what is already accepted stays."""
         limits = settings.limits
         self.backlog.limit, self.backlog.per_client = limits.backlog, limits.per_client
+        self.backlog.limit_bytes = limits.backlog_bytes
         self.ledger.keep_s, self.ledger.keep_entries = limits.dedupe_s, limits.dedupe_entries
         self._delta_interval_s = settings.stream.delta_interval_ms / 1000
+        parts, vision = self.gathering.parts, settings.vision
+        parts.limit_bytes, parts.keep_s = vision.parts_bytes, vision.parts_s
 
     @property
     def idle(self) -> bool:
@@ -93,9 +89,14 @@ class Desk:
         return not self.ledger.open_tickets
 
     @property
+    def spares_the_engine(self) -> bool:
+        """True while nobody waits for the engine, and work that nobody waits for may have it."""
+        return not (len(self.backlog) or self.held or self.closed)
+
+    @property
     def due_at(self) -> float | None:
         """When `tick` has something to do."""
-        times = [self.backlog.next_deadline]
+        times = [self.backlog.next_deadline, self.gathering.due_at]
         if self._run is not None:
             times.append(self._run.ticket.deadline)
             if not self._outbox.congested:
@@ -119,20 +120,32 @@ class Desk:
             id=arrived.id,
             digest=arrived.digest,
             request=arrived.request,
+            job=Job(
+                str(self._jobs),
+                arrived.turns,
+                arrived.sampling,
+                images=tuple(p for p in arrived.images if isinstance(p, Image)),
+                crops=arrived.crops,
+            ),
+            size_bytes=arrived.size_bytes,
             address=arrived.reply,
             arrived=now,
             deadline=now + arrived.deadline_s,
-            job_id=str(self._jobs),
             topic=arrived.topic,
             id_given=arrived.id_given,
         )
         self.ledger.open(ticket)
-        position = self.backlog.push(ticket) + (self._run is not None)
-        if ticket.streams:
-            eta_ms = self._health.wait_ms(position) if position else None
-            message = Accepted(id=ticket.id, queue_pos=position, eta_ms=eta_ms)
-            self._outbox.answer(ticket.address, message)
-        self.dispatch(now)
+        if attachments.wanted(arrived.images):
+            self.gathering.hold(ticket, arrived.images, now)
+            self._gather(ticket, now)
+        else:
+            self._enqueue(ticket, now)
+
+    def take_part(self, arrived: PartArrived, now: float) -> None:
+        """Keep a picture that is sent apart; its request goes on if that was the last."""
+        ticket = self.gathering.add(arrived.client, arrived.id, arrived.n, arrived.part, now)
+        if ticket is not None:
+            self._gather(ticket, now)
 
     def refuse(self, reply: ReplyAddress, request_id: str, failure: Failure) -> None:
         """Tell a sender that its request was not taken; nothing else is touched."""
@@ -154,19 +167,12 @@ class Desk:
         if ticket is None:
             return
         ticket.state = "running"
-        self._run = _Run(
+        self._run = Run(
             ticket,
             DeltaStream(ticket.id, wanted=ticket.streams, interval_s=self._delta_interval_s),
             handed=now,
         )
-        self._worker.submit(
-            Job(
-                ticket.job_id,
-                turns_of(ticket.request),
-                sampling_of(ticket.request),
-                budget_s=ticket.deadline - now,
-            )
-        )
+        self._worker.submit(replace(ticket.job, budget_s=ticket.deadline - now))
 
     def engine_said(self, event: Event, now: float) -> None:
         """Bring the running job along; what is said of a job already answered is dropped."""
@@ -174,12 +180,13 @@ class Desk:
         if run is not None and getattr(event, "job_id", None) == run.ticket.job_id:
             match event:
                 case Started():
-                    run.started, run.prompt_tokens = True, event.prompt_tokens
+                    run.start(event)
                 case Token():
-                    self._add(run, event.text, now)
+                    run.add(event.text, now)
+                    self._publish_delta(run, now)
                 case Finished():
-                    run.output_tokens = event.usage.output_tokens
-                    self._finish(run, event.finish, event.text, now, prefill_ms=event.prefill_ms)
+                    run.finish(event)
+                    self._finish(run, event.finish, event.text, now)
                 case Failed():
                     self._fail(run, event, now)
                 case _:
@@ -203,8 +210,11 @@ class Desk:
 
     def end_waiting(self, failure: Failure, now: float) -> None:
         """Answer all that wait with the same failure: no engine will come for them."""
-        while (ticket := self.backlog.pop()) is not None:
-            self._end_with_error(ticket, failure, now)
+        running = self._run.ticket if self._run is not None else None
+        for ticket in self.ledger.open_tickets:
+            if ticket is not running:
+                self.backlog.remove(ticket)
+                self._end_with_error(ticket, failure, now)
 
     def end_running(self, now: float) -> None:
         """Answer the running job with what there is, as cancelled."""
@@ -220,6 +230,10 @@ class Desk:
     def tick(self, now: float) -> None:
         """Do what has come due: deadlines and deltas."""
         self._expire(now)
+        for ticket, failure in self.gathering.expired(now):
+            self._end_with_error(ticket, failure, now)
+        self.gathering.parts.prune(now)
+        self._health.counts["parts_dropped"] = self.gathering.parts.dropped
         run = self._run
         if run is None:
             return
@@ -227,6 +241,26 @@ class Desk:
             self._cut(run.ticket, Finish.DEADLINE, _EXPIRED, now)
         else:
             self._publish_delta(run, now)
+
+    @property
+    def _retry_after_ms(self) -> int:
+        return self._health.wait_ms(1) or _DEFAULT_RETRY_MS
+
+    def _gather(self, ticket: Ticket, now: float) -> None:
+        try:
+            if self.gathering.complete(ticket):
+                self.backlog.check_room(ticket.client, ticket.size_bytes, self._retry_after_ms)
+                self._enqueue(ticket, now)
+        except Refused as refused:
+            self._end_with_error(ticket, refused.failure, now)
+
+    def _enqueue(self, ticket: Ticket, now: float) -> None:
+        position = self.backlog.push(ticket) + (self._run is not None)
+        if ticket.streams:
+            eta_ms = self._health.wait_ms(position) if position else None
+            message = Accepted(id=ticket.id, queue_pos=position, eta_ms=eta_ms)
+            self._outbox.answer(ticket.address, message)
+        self.dispatch(now)
 
     def _known(self, arrived: RequestArrived) -> Ticket | None:
         if arrived.id_given:
@@ -253,23 +287,24 @@ class Desk:
         wanted = arrived.request.model
         if wanted is not None and (self._worker is None or wanted != self._worker.load.model):
             raise Refused(Code.NOT_FOUND, "no such model here: see out/info", field="model")
+        facts = self._worker.facts if self._worker is not None else None
+        if arrived.images and facts is not None and facts.kind != "vision":
+            says = f"{facts.model} does not look at pictures: it needs a vision model"
+            if facts.runtime != "scripted":
+                raise Refused(Code.UNSUPPORTED, says, field="images")
         if arrived.deadline_s <= 0:
             raise Refused(Code.EXPIRED, "its deadline passed before it arrived")
-        self.backlog.check_room(arrived.client, self._health.wait_ms(1) or _DEFAULT_RETRY_MS)
+        if len(self.gathering) >= self.backlog.limit:
+            says = f"{len(self.gathering)} requests wait for their parts"
+            raise Refused(Code.BUSY, says, retry_after_ms=self._retry_after_ms)
+        self.backlog.check_room(arrived.client, arrived.size_bytes, self._retry_after_ms)
 
     def _expire(self, now: float) -> None:
         for ticket in self.backlog.expired(now):
             self.backlog.remove(ticket)
             self._end_with_error(ticket, _EXPIRED, now)
 
-    def _add(self, run: _Run, text: str, now: float) -> None:
-        if run.first_token is None:
-            run.first_token = now
-        run.output_tokens += 1
-        run.stream.add(text)
-        self._publish_delta(run, now)
-
-    def _publish_delta(self, run: _Run, now: float, *, last: bool = False) -> None:
+    def _publish_delta(self, run: Run, now: float, *, last: bool = False) -> None:
         if self._outbox.congested:
             return
         delta = run.stream.due(now, last=last)
@@ -293,49 +328,33 @@ class Desk:
         self.backlog.remove(ticket)
         self._end_with_error(ticket, failure, now)
 
-    def _fail(self, run: _Run, failed: Failed, now: float) -> None:
+    def _fail(self, run: Run, failed: Failed, now: float) -> None:
         self._run = None
         self._end_stream(run, now)
         failure = Failure(failed.code, failed.message, field=failed.field, text=failed.text or None)
         self._end_with_error(run.ticket, failure, now)
 
-    def _finish(
-        self, run: _Run, finish: Finish, text: str, now: float, prefill_ms: float | None = None
-    ) -> None:
+    def _finish(self, run: Run, finish: Finish, text: str, now: float) -> None:
         assert self._worker is not None
         self._run = None
         self._end_stream(run, now)
-        ticket = run.ticket
         facts = self._worker.facts
-        first = run.first_token if run.first_token is not None else now
-        decode_s = now - first
-        # The first token belongs to the prefill: it is sampled from what that computed.
-        rate = (run.output_tokens - 1) / decode_s if run.output_tokens > 1 and decode_s else 0.0
-        ttft_ms = (first - ticket.arrived) * 1000
-        result = Result(
-            id=ticket.id,
-            client=ticket.client,
+        result = run.result(
+            finish,
+            text,
+            now,
             device=self._device,
             model=self._worker.load.model,
             provider=facts.provider if facts else "unknown",
-            text=text,
-            finish=finish,
-            usage=UsageReport(prompt_tokens=run.prompt_tokens, output_tokens=run.output_tokens),
-            timing=Timing(
-                queued_ms=round((run.handed - ticket.arrived) * 1000),
-                prefill_ms=round((first - run.handed) * 1000 if prefill_ms is None else prefill_ms),
-                ttft_ms=round(ttft_ms),
-                decode_ms=round(decode_s * 1000),
-                total_ms=round((now - ticket.arrived) * 1000),
-                tokens_per_s=round(rate, 2),
-            ),
-            deltas=run.stream.published,
         )
         self._health.job_measured(
-            ttft_ms=ttft_ms, tokens_per_s=rate, job_s=now - run.handed, tokens=run.output_tokens
+            ttft_ms=result.timing.ttft_ms,
+            tokens_per_s=result.timing.tokens_per_s,
+            job_s=now - run.handed,
+            tokens=result.usage.output_tokens,
         )
         counter = {Finish.CANCELLED: "jobs_cancelled", Finish.DEADLINE: "jobs_expired"}
-        self._close(ticket, result, counter.get(finish, "jobs_ok"), finish, now)
+        self._close(run.ticket, result, counter.get(finish, "jobs_ok"), finish, now)
 
     def _end_with_error(self, ticket: Ticket, failure: Failure, now: float) -> None:
         counter = {
@@ -347,6 +366,7 @@ class Desk:
         self._close(ticket, message, counter, failure.code, now)
 
     def _close(self, ticket: Ticket, outcome: Outcome, counter: str, word: str, now: float) -> None:
+        self.gathering.drop(ticket)
         self.ledger.close(ticket, outcome, now)
         self.ledger.prune(now)
         self._health.count(counter)
@@ -378,32 +398,10 @@ class Desk:
             **fields,
         )
 
-    def _end_stream(self, run: _Run, now: float) -> None:
+    def _end_stream(self, run: Run, now: float) -> None:
         self._publish_delta(run, now, last=True)
         run.stream.end()
         self._health.count("deltas_dropped", run.stream.dropped)
 
 
 _EXPIRED = Failure(Code.EXPIRED, "its deadline passed before it was started")
-
-
-def turns_of(request: Request) -> tuple[Turn, ...]:
-    """The conversation a request stands for."""
-    turns = [Turn(m.role, m.content) for m in request.messages or ()]
-    if request.prompt is not None:
-        turns = [Turn("user", request.prompt)]
-    if request.system:
-        turns.insert(0, Turn("system", request.system))
-    return tuple(turns)
-
-
-def sampling_of(request: Request) -> Sampling:
-    """How a request wants its tokens chosen."""
-    return Sampling(
-        max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        seed=request.seed,
-        stop=request.stop,
-    )

@@ -21,18 +21,23 @@ from phid.jobs import (
     Command,
     Event,
     Failed,
+    Finish,
+    Finished,
+    Gate,
     Job,
     Load,
     LoadFailed,
     Loading,
     Ready,
     Stop,
+    Unchanged,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from phid.channel import Connection
+    from phid.gate import ChangeGate
     from phid.generation import Runtime
 
 
@@ -50,6 +55,7 @@ class Engine:
         self._running: str | None = None
         self._cancelled = False
         self._stopping = False
+        self._gate: ChangeGate | None = None
 
     def run(self) -> int:
         """Serve until Stop: the exit status. Raises EOFError or OSError when the line ends."""
@@ -82,6 +88,8 @@ class Engine:
 
     def _serve(self, runtime: Runtime) -> None:
         job, received_s = self._queue.popleft()
+        if job.gate is not None and not self._passes(job, job.gate):
+            return
         self._running = job.id
         self._cancelled = False
         events = generate(
@@ -93,9 +101,31 @@ class Engine:
         )
         with closing(events):
             for event in events:
+                if self._gate and job.gate and _is_answer(event):
+                    self._gate.answered()
                 self._send(event)
                 self._take_arrived()
         self._running = None
+
+    def _passes(self, job: Job, gate: Gate) -> bool:
+        """True if the job is to be run; else it has been ended."""
+        # Not for every engine: it brings OpenCV with it.
+        from phid.gate import ChangeGate  # noqa: PLC0415
+
+        self._gate = self._gate or ChangeGate()
+        try:
+            change_pct = self._gate.change_pct(gate, job.images[-1])
+        except Refused as refused:
+            failure = refused.failure
+            self._send(Failed(job.id, failure.code, failure.message, failure.field))
+            return False
+        except Exception as error:  # noqa: BLE001 - as in generate: the engine lives on
+            self._send(Failed(job.id, *describe(error, quote=False)))
+            return False
+        if change_pct is None or change_pct >= gate.min_change_pct:
+            return True
+        self._send(Unchanged(job.id, round(change_pct, 2)))
+        return False
 
     def _take_arrived(self) -> None:
         while self._arrived():
@@ -127,6 +157,10 @@ class Engine:
 
     def _send(self, event: Event) -> None:
         self._connection.send(event)
+
+
+def _is_answer(event: Event) -> bool:
+    return isinstance(event, Finished) and event.finish in (Finish.STOP, Finish.LENGTH)
 
 
 def load_runtime(load: Load, report: Callable[[Loading], None]) -> Runtime:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,13 @@ KEYS: dict[str, str] = {
     "jobs_cancelled_total": "cancelled, before or after the start",
     "jobs_engine_lost_total": "ended by the loss of an engine",
     "jobs_duplicate_total": "asked again and answered from memory",
+    "watch_frames_total": "camera frames that came for a watch",
+    "watch_dropped_total": "replaced by a newer one, or without room, before their turn",
+    "watch_stale_total": "older than max_age_s when their turn came",
+    "watch_skipped_total": "looked like the last one answered",
+    "watch_yielded_total": "given up while looked at, for a request or a changed watch",
+    "watch_answers_total": "answers of watches",
+    "watch_failures_total": "frames that could not be answered",
     "ttft_ms_p50": "arrival to first token, of the last 256 jobs",
     "ttft_ms_p95": "same, 95th percentile",
     "tokens_per_s_p50": "decode rate, of the last 256 jobs",
@@ -43,6 +51,7 @@ KEYS: dict[str, str] = {
     "reconnects_total": "connections to the broker after the first",
     "engine_restarts_total": "engines started after the first",
     "deltas_dropped_total": "deltas not sent: their text came with the result",
+    "parts_dropped_total": "pictures sent apart that no request asked for in time",
     "messages_dropped_total": "reports not sent; never an outcome",
     "messages_refused_total": "publications the broker would not take from us: see its ACL",
     "uptime_s": "since the service started",
@@ -55,6 +64,8 @@ class Health:
 
     def __init__(self, models_dir: Path) -> None:
         self.counts: Counter[str] = Counter()
+        # Called before each sample, by whoever counts elsewhere.
+        self.refresh: list[Callable[[], None]] = []
         self._ttft_ms: deque[float] = deque(maxlen=_SAMPLES)
         self._tokens_per_s: deque[float] = deque(maxlen=_SAMPLES)
         self._job_s: deque[float] = deque(maxlen=16)
@@ -91,6 +102,8 @@ class Health:
 
     def sample(self, engine_pid: int | None) -> dict[str, float]:
         """What the machine and both programs are doing now, with all counters and percentiles."""
+        for bring_up_to_date in self.refresh:
+            bring_up_to_date()
         numbers: dict[str, float] = {"up": 1, "uptime_s": round(self.uptime_s)}
         for key in KEYS:
             if key.endswith("_total"):

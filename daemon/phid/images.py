@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ImageType = Literal["jpeg", "png", "webp", "bmp"]
 
 MAX_BYTES = 16 << 20
-MAX_PIXELS = 36_000_000
+MAX_PIXELS = 25_000_000
 MAX_SIDE = 16_384
 
 CROP_SIDE = 336

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from phid import requests, topics
+from phid import attachments, requests, topics
+from phid.attachments import Picture, PictureLimits
 from phid.broker import Inbound
 from phid.errors import Code, Failure, Refused
+from phid.jobs import Sampling, Turn
 from phid.ledger import ReplyAddress
-from phid.requests import Command, Request
+from phid.requests import Command, Request, WatchCommand
 from phid.topics import Address, Topics
 
 
@@ -23,9 +25,24 @@ class RequestArrived:
     topic: str
     request: Request
     digest: str
+    turns: tuple[Turn, ...]
+    sampling: Sampling
+    images: tuple[Picture, ...]
+    crops: int
+    size_bytes: int
     deadline_s: float
     redelivered: bool
     reply: ReplyAddress
+
+
+@dataclass(frozen=True, slots=True)
+class PartArrived:
+    """A picture of a request, sent apart; or why it cannot be taken."""
+
+    client: str
+    id: str
+    n: int
+    part: bytes | Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +59,7 @@ class CommandArrived:
 
     verb: str
     id: str
-    command: Command
+    command: Command | WatchCommand
     broadcast: bool
     reply: ReplyAddress
 
@@ -58,7 +75,7 @@ class ArrivalRefused:
     verb: str | None = None
 
 
-Arrival = RequestArrived | CancelArrived | CommandArrived | ArrivalRefused
+Arrival = RequestArrived | PartArrived | CancelArrived | CommandArrived | ArrivalRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +86,8 @@ class Intake:
     payload_bytes: int
     max_tokens: int
     deadline_ms: int
+    frame_bytes: int = 12_582_912
+    pictures: PictureLimits = field(default_factory=PictureLimits)
     reply_allow: tuple[str, ...] = ()
 
     def read(self, inbound: Inbound) -> Arrival | None:
@@ -81,18 +100,22 @@ class Intake:
         address = self.topics.parse(inbound.topic)
         try:
             if address is None:
-                raise Refused(Code.NOT_FOUND, "no such topic: text, cancel and ctl are here")
-            if address.kind == "text":
+                raise Refused(
+                    Code.NOT_FOUND, "no such topic: text, frame, part, cancel, ctl are here"
+                )
+            if address.kind in ("text", "frame"):
                 return self._request(inbound, address)
+            if address.kind == "part":
+                part = attachments.of_part(inbound.payload, self.pictures)
+                return PartArrived(address.client, address.id, address.part, part)
             if address.kind == "cancel":
                 cancel = requests.decode_cancel(inbound.payload)
                 return CancelArrived(address.client, cancel.id)
-            if address.kind == "ctl":
-                return self._command(inbound, address)
-            raise Refused(Code.UNSUPPORTED, "frames are not supported by this version")
+            return self._command(inbound, address)
         except Refused as refused:
             client = address.client if address else topics.ANON
-            request_id, reply_to = requests.salvage(inbound.payload, self.payload_bytes)
+            limit = self.frame_bytes if address and address.kind == "frame" else self.payload_bytes
+            request_id, reply_to = self._salvage(inbound, limit)
             request_id = request_id or _new_id()
             verb = address.verb if address and address.kind == "ctl" else None
             try:
@@ -103,13 +126,34 @@ class Intake:
                 reply = ReplyAddress(self.topics.res(client, request_id), inbound.correlation)
             return ArrivalRefused(client, request_id, refused.failure, reply, verb)
 
+    def _salvage(self, inbound: Inbound, limit: int) -> tuple[str | None, str | None]:
+        if inbound.user and _is_raw(inbound):
+            named = dict(inbound.user)
+            request_id = named.get("id", "")
+            return request_id if topics.is_level(request_id) else None, named.get("reply_to")
+        return requests.salvage(inbound.payload, limit)
+
     def _request(self, inbound: Inbound, address: Address) -> RequestArrived:
-        request = requests.decode_request(inbound.payload, self.payload_bytes)
+        pictures: tuple[Picture, ...] = ()
+        if address.kind == "text":
+            request = requests.decode_request(inbound.payload, self.payload_bytes)
+            if request.images:
+                raise Refused(Code.UNSUPPORTED, "images go to in/frame", field="images")
+        elif _is_raw(inbound):
+            pictures = attachments.of_payload(inbound.payload, self.pictures)
+            request = requests.decode_properties(inbound.user)
+        else:
+            request = requests.decode_request(inbound.payload, self.frame_bytes)
+            pictures = attachments.of_request(request, self.pictures)
+            if request.id is None and attachments.wanted(pictures):
+                raise Refused(Code.BAD_REQUEST, "id: parts need one to find it by", field="id")
+            # Their bytes are in `pictures` now.
+            request = request.model_copy(update={"images": ()})
         if request.client not in (None, address.client):
             raise Refused(
                 Code.UNAUTHORIZED, f"the topic says client {address.client}", field="client"
             )
-        digest = request.digest(address.kind)
+        digest = request.digest(address.kind, attachments.hashes(pictures))
         if request.max_tokens > self.max_tokens:
             if "max_tokens" in request.model_fields_set:
                 says = f"max_tokens: at most {self.max_tokens} here"
@@ -126,13 +170,19 @@ class Intake:
             topic=inbound.topic,
             request=request,
             digest=digest,
+            turns=_turns(request),
+            sampling=_sampling(request),
+            images=pictures,
+            crops=attachments.crops_of(request.detail),
+            size_bytes=len(inbound.payload),
             deadline_s=deadline_s,
             redelivered=inbound.dup,
             reply=self._reply(inbound, address.client, request_id, request.reply_to),
         )
 
     def _command(self, inbound: Inbound, address: Address) -> CommandArrived:
-        command = requests.decode_command(inbound.payload)
+        decode = requests.decode_watch if address.verb == "watch" else requests.decode_command
+        command = decode(inbound.payload)
         command_id = command.id or _new_id()
         return CommandArrived(
             verb=address.verb,
@@ -163,6 +213,30 @@ class Intake:
             says = f"reply topic: only {own[0]}, {own[1]} and what is beside them"
             raise Refused(Code.UNAUTHORIZED, says, field="reply_to")
         return ReplyAddress(wanted, inbound.correlation)
+
+
+def _is_raw(inbound: Inbound) -> bool:
+    return not attachments.is_json(inbound.payload)
+
+
+def _turns(request: Request) -> tuple[Turn, ...]:
+    turns = [Turn(m.role, m.content) for m in request.messages or ()]
+    if request.prompt is not None:
+        turns = [Turn("user", request.prompt)]
+    if request.system:
+        turns.insert(0, Turn("system", request.system))
+    return tuple(turns)
+
+
+def _sampling(request: Request) -> Sampling:
+    return Sampling(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        seed=request.seed,
+        stop=request.stop,
+    )
 
 
 def _new_id() -> str:

@@ -68,12 +68,23 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """Lets a job pass if its last image differs from the last one answered under this key.
+
+    `min_change_pct` of the full range of grey, in the place where it differs most.
+    """
+
+    key: str
+    min_change_pct: float
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One request as the engine sees it.
 
     `budget_s` is what is left of the deadline when the job is handed over: clocks are not
     shared between processes. `crops` is the most 336x336 crops each of `images` may be cut into
-    beside its global view, 1 to 16.
+    beside its global view, 1 to 16. With a `gate` it may end as Unchanged.
     """
 
     id: str
@@ -82,6 +93,7 @@ class Job:
     budget_s: float | None = None
     images: tuple[Image, ...] = ()
     crops: int = 4
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,5 +234,13 @@ class Failed:
     text: str = ""
 
 
-Event = Loading | Ready | LoadFailed | Started | Prefilled | Token | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The job has ended before it began: its gate did not let it pass."""
+
+    job_id: str
+    change_pct: float
+
+
+Event = Loading | Ready | LoadFailed | Started | Prefilled | Token | Finished | Failed | Unchanged
 JobEvent = Started | Prefilled | Token | Finished | Failed

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from phid.errors import Code, Refused
+from phid.jobs import Job
 from phid.messages import Outcome
 from phid.requests import Request
 
@@ -33,10 +34,11 @@ class Ticket:
     id: str
     digest: str
     request: Request
+    job: Job
+    size_bytes: int
     address: ReplyAddress
     arrived: float
     deadline: float
-    job_id: str
     topic: str
     id_given: bool
     state: Literal["queued", "running", "ended"] = "queued"
@@ -49,6 +51,11 @@ class Ticket:
     def key(self) -> Key:
         """What it is known by."""
         return self.client, self.id
+
+    @property
+    def job_id(self) -> str:
+        """What the engine knows it by."""
+        return self.job.id
 
     @property
     def streams(self) -> bool:
@@ -113,6 +120,7 @@ class Ledger:
         ticket.request = ticket.request.model_copy(
             update={"prompt": None, "messages": None, "system": None}
         )
+        ticket.job = Job(ticket.job_id, ())
         ticket.state = "ended"
         ticket.outcome = outcome
         ticket.forget_at = now + max(self.keep_s, ticket.deadline - ticket.arrived)

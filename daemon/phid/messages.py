@@ -43,6 +43,7 @@ class UsageReport(_Told):
     image_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int
+    crops: int = Field(0, description="What the pictures were cut into, beside their global views.")
 
 
 class Timing(_Told):
@@ -135,6 +136,50 @@ class StateEvent(_Told):
     state: str
     was: str | None = None
     reason: str | None = None
+
+
+class WatchResult(_Told):
+    """What a standing prompt has found in a frame, told on out/watch/<name>/result."""
+
+    type: Literal["watch_result"] = "watch_result"
+    name: str = Field(description="The watch.")
+    camera: str = Field(description="The topic's level at its filter's first wildcard.")
+    topic: str = Field(description="Where the frame came from.")
+    ts: float = Field(description="When the newest frame was taken, or else came; Unix seconds.")
+    frames: int = Field(description="How many were looked at together.")
+    device: str
+    model: str
+    provider: str = Field(description="Where it really ran.")
+    text: str
+    finish: Finish
+    usage: UsageReport
+    timing: Timing = Field(description="`queued_ms` is the frame's age when its turn came.")
+
+
+class WatchFailure(_Told):
+    """Why a standing prompt has no answer for a frame: on the same topic."""
+
+    type: Literal["watch_error"] = "watch_error"
+    name: str
+    camera: str
+    topic: str
+    ts: float = Field(description="When the newest frame came, Unix seconds.")
+    code: Code
+    status: int
+    message: str
+    field: str | None = None
+
+
+class WatchStatus(_Told):
+    """A standing prompt as it runs: retained on out/watch/<name>, and the answer to ctl/watch."""
+
+    type: Literal["watch"] = "watch"
+    name: str
+    state: Literal["on", "off", "quiet", "suspended"]
+    reason: str | None = Field(None, description="Why it is suspended, or not heard.")
+    source: Literal["settings", "command"]
+    ts: int = Field(description="When this was said, Unix seconds.")
+    watch: dict[str, Any] = Field(description="Its definition, with every default.")
 
 
 class Info(_Told):

@@ -8,12 +8,15 @@ from collections.abc import Callable
 
 from phid import log, notify, reports
 from phid import settings as settings_module
+from phid.attachments import PictureLimits
 from phid.bulletin import Bulletin
 from phid.control import Data
 from phid.desk import Desk
 from phid.errors import Code, Refused
 from phid.health import Health
 from phid.intake import Intake
+from phid.lookout import Lookout
+from phid.requests import WatchCommand
 from phid.settings import Settings, SettingsError
 from phid.worker import Worker
 
@@ -38,6 +41,7 @@ class Operations:
         desk: Desk,
         bulletin: Bulletin,
         health: Health,
+        lookout: Lookout,
     ) -> None:
         self.settings = settings
         self.intake = intake_of(settings)
@@ -51,6 +55,7 @@ class Operations:
         self._desk = desk
         self._bulletin = bulletin
         self._health = health
+        self._lookout = lookout
 
     def look(self, now: float) -> None:
         """Bring what is told, and who is let in, in line with the facts."""
@@ -135,10 +140,15 @@ class Operations:
         self.intake = intake_of(self.settings)
         self._configure_log(self.settings.log.level)
         self._desk.configure(self.settings)
+        self._lookout.configure(self.settings)
         self._bulletin.settings = self.settings
         self._bulletin.publish_info()
         _log.info("settings_reloaded", changed=changed, restart_needed=later)
         return {"changed": changed, "restart_needed": later}
+
+    def watch(self, command: WatchCommand) -> Data:
+        """Make, change or delete a standing prompt."""
+        return self._lookout.command(command)
 
     def restart(self, what: str) -> Data:
         """Kill the engine, or drain and start over."""
@@ -159,11 +169,18 @@ class Operations:
 
 def intake_of(settings: Settings) -> Intake:
     """What reads messages under these settings."""
-    limits = settings.limits
+    limits, vision = settings.limits, settings.vision
     return Intake(
         settings.topics,
         payload_bytes=limits.payload_bytes,
         max_tokens=limits.max_tokens,
         deadline_ms=limits.deadline_ms,
+        frame_bytes=limits.frame_bytes,
+        pictures=PictureLimits(
+            count=vision.max_images,
+            image_bytes=vision.image_bytes,
+            pixels=vision.max_pixels,
+            side=vision.max_side,
+        ),
         reply_allow=settings.mqtt.reply_allow,
     )

@@ -11,6 +11,7 @@ from typing import Any
 from phid import credentials
 from phid import settings as settings_module
 from phid.settings import Settings
+from phid.watches import Watch
 
 _MASK = "********"
 
@@ -53,7 +54,7 @@ def as_toml(origins: list[Origin]) -> str:
     """A line for each setting, which is TOML again, with its source behind it."""
     lines = []
     for origin in origins:
-        value = "" if origin.value is None else json.dumps(origin.value, ensure_ascii=False)
+        value = "" if origin.value is None else _toml(origin.value)
         # What is absent has no word in TOML.
         mark = "#" if origin.value is None or origin.source.startswith("credentials") else ""
         lines.append((f"{mark}{origin.name} = {value}".rstrip(), origin.source))
@@ -81,7 +82,20 @@ def _shown(name: str, value: Any) -> Any:
         return _MASK
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [
+            item.model_dump(exclude_defaults=True) if isinstance(item, Watch) else item
+            for item in value
+        ]
+    return value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _dotted(content: dict[str, Any]) -> Iterable[str]:

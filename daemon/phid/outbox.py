@@ -30,7 +30,7 @@ class Publication:
     """
 
     topic: str
-    message: BaseModel
+    message: BaseModel | bytes
     correlation: bytes | None = None
     retain: bool = False
     expiry_s: int | None = None
@@ -156,7 +156,7 @@ class Outbox:
         message = publication.message
         if publication.sent_before and isinstance(message, Result | ErrorMessage):
             message = message.model_copy(update={"duplicate": True})
-        payload = messages.encode(message)
+        payload = message if isinstance(message, bytes) else messages.encode(message)
         if self._fits(publication.topic, payload, publication.correlation):
             return payload
         # One QoS 1 message over the broker's limit would be refused and sent again for ever.
@@ -176,7 +176,7 @@ class Outbox:
         return size <= self._packet_bytes
 
 
-def _user_properties(message: BaseModel) -> list[tuple[str, str]]:
+def _user_properties(message: BaseModel | bytes) -> list[tuple[str, str]]:
     """The error's status, for clients that route by it without reading JSON."""
     if isinstance(message, ErrorMessage):
         return [("code", message.code), ("status", str(message.status))]

@@ -19,6 +19,7 @@ from phid.client import Unreachable
 from phid.settings import Mqtt
 
 _PROMPT = "Why is the sky blue? Answer in two sentences."
+_PICTURE_PROMPT = "Describe the scene."
 _READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
 _LOOPBACK = "127.0.0.1"
@@ -110,26 +111,35 @@ def _run(options: argparse.Namespace, parts: list[Part], folder: Path) -> int:
     parts.append(Part("broker", ["broker", *where], folder))
     config = folder / "phid.toml"
     config.touch()
-    parts.append(
-        Part(
-            "daemon",
-            ["run", "--config", str(config), "--device", options.device, *where],
-            folder,
-            PHID_MODELS_DIR=str(models_dir),
-            PHID_ENGINE__MODEL=demo.NAME,
-        )
-    )
+    run = ["run", "--config", str(config), "--device", options.device, *where]
+    models = {"PHID_MODELS_DIR": str(models_dir), "PHID_STATE_DIR": str(folder)}
+    parts.append(Part("daemon", run, folder, PHID_ENGINE__MODEL=demo.NAME, **models))
     _wait_until_online(mqtt, options.device, parts)
     ask = [sys.executable, "-m", "phid", "ask", *where, "--device", options.device]
     if options.serve:
         return _serve(options, port, parts)
     _say(f"\n> {_PROMPT}")
-    status = subprocess.run([*ask, "--max-tokens", "96", _PROMPT], check=False).returncode  # noqa: S603
-    for part in parts:
-        part.check()
+    status = _ask([*ask, "--max-tokens", "96", _PROMPT], parts)
     if status == 0:
         _say(_health_line(mqtt, options.device))
+    if status == 0 and options.picture_model is not None:
+        _say(f"\nthe same with a tiny vision model, and {options.picture}")
+        parts.pop().stop()
+        model = str(options.picture_model.resolve())
+        parts.append(Part("daemon", run, folder, PHID_ENGINE__MODEL=model, **models))
+        _wait_until_online(mqtt, options.device, parts)
+        _say(f"\n> {_PICTURE_PROMPT}")
+        looking = ["--image", str(options.picture), "--detail", "low"]
+        status = _ask([*ask, *looking, _PICTURE_PROMPT], parts)
+    if status == 0:
         _say(f"\nall in {time.monotonic() - began:.1f} s. Next: scripts/quickstart --serve")
+    return status
+
+
+def _ask(command: list[str], parts: list[Part]) -> int:
+    status = subprocess.run(command, check=False).returncode  # noqa: S603 - our own command
+    for part in parts:
+        part.check()
     return status
 
 
@@ -201,6 +211,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--serve", action="store_true", help="leave broker and daemon running")
     parser.add_argument("--port", type=int, help="the broker's port (default: a free one)")
     parser.add_argument("--device", default="demo", help="the device's name (default: demo)")
+    parser.add_argument("--picture-model", type=Path, metavar="DIR", help="a vision model to show")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="what to show it")
     return parser
 
 

@@ -20,13 +20,22 @@ from phid.worker import Worker
 
 VERSION = __version__
 NO_MODEL = "no model is configured: set engine.model, or run `phid models prepare demo`"
-CAPABILITIES = ("text",)
 _RETRY_MS = 5000
 
 StateName = Literal["loading", "online", "degraded", "paused", "draining", "offline"]
 
 # Settings that a reload takes over while running; the rest needs a restart.
-_LIVE = ("limits.", "health.", "log.", "stream.", "mqtt.reply_allow")
+_LIVE = (
+    "limits.",
+    "vision.max",
+    "vision.image",
+    "vision.parts",
+    "health.",
+    "log.",
+    "stream.",
+    "mqtt.reply_allow",
+    "watches",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +140,12 @@ def info(settings: Settings, worker: Worker | None) -> Info:
             "backlog": limits.backlog,
             "per_client": limits.per_client,
             "payload_bytes": limits.payload_bytes,
+            "frame_bytes": limits.frame_bytes,
+            "max_images": settings.vision.max_images,
             "max_tokens": limits.max_tokens,
             "deadline_ms": limits.deadline_ms,
         },
-        capabilities=list(CAPABILITIES),
+        capabilities=["text", "frame"] if facts and facts.kind == "vision" else ["text"],
     )
 
 

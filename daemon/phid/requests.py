@@ -112,6 +112,30 @@ def _format(value: Any) -> Any:
     return value
 
 
+class ImageRef(_Message):
+    """One picture of a request: its bytes in base64, or the number of a part sent apart."""
+
+    b64: str | None = Field(None, min_length=1, description="The file's bytes in base64.")
+    mime: str | None = Field(None, max_length=64, description="Ignored: the bytes tell.")
+    label: Text | None = Field(None, max_length=64, description="A name, for the asker's own use.")
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="Of the bytes, to be checked."
+    )
+    part: int | None = Field(
+        None, ge=0, le=999, description="The bytes come on in/part/<client>/<id>/<part>."
+    )
+    topic: NotYet = Field(None, description="Not yet: the newest frame of a camera.")
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> ImageRef:
+        if (self.b64 is None) == (self.part is None):
+            raise _question("images", "each needs b64 or part")
+        return self
+
+
+Detail = Literal["low", "auto", "high"] | Annotated[int, Field(ge=1, le=16)]
+
+
 class Request(_Message):
     """A request for text; the fields' defaults are what applies when they are absent."""
 
@@ -153,8 +177,12 @@ class Request(_Message):
     priority: int = Field(5, ge=0, le=9, description="Higher goes first.")
     reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
     session: NotYet = Field(None, description="Not yet: a conversation kept on the device.")
-    images: NotYet = Field(None, description="Not yet: images to look at.")
-    detail: NotYet = Field(None, description="Not yet: how closely images are looked at.")
+    images: tuple[ImageRef, ...] = Field(
+        (), fail_fast=True, description="Pictures to look at: [{b64} or {part}]; on in/frame only."
+    )
+    detail: Detail = Field(
+        "auto", description="Most crops a picture is cut into: low 1, auto 4, high 16, or 1 to 16."
+    )
     tags: Annotated[dict[TagName, Tag], BeforeValidator(_few)] = Field(
         default_factory=dict, description="Echoed in the event line, not used."
     )
@@ -174,12 +202,18 @@ class Request(_Message):
                 raise _question("messages", "one system turn, and it comes first")
         return self
 
-    def digest(self, topic_kind: str) -> str:
-        """The request's content as a SHA-256: equal for retries, whatever their reply topic."""
+    def digest(self, topic_kind: str, images: tuple[str, ...] = ()) -> str:
+        """The request's content as a SHA-256: equal for retries, whatever their reply topic.
+
+        `images` are the SHA-256s of its pictures. A field at its default is as good as absent, so
+        that a field which a later version adds leaves the digests of all others as they were.
+        """
         content = self.model_dump(
-            mode="json", exclude={"id", "client", "deadline_ms", "reply_to"}, exclude_none=True
+            mode="json",
+            exclude={"id", "client", "deadline_ms", "reply_to", "images"},
+            exclude_defaults=True,
         )
-        canonical = json.dumps([topic_kind, content], sort_keys=True, ensure_ascii=True)
+        canonical = json.dumps([topic_kind, content, images], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -203,9 +237,68 @@ class Command(_Message):
     what: Literal["engine", "service"] = Field("engine", description="restart: which program.")
 
 
+class WatchCommand(_Message):
+    """The payload of ctl/watch: which one, and the fields of its definition that are to change."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: Level | None = Field(None, description="Names the command; made up when absent.")
+    reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
+    name: Level = Field(description="The watch to change, or to make.")
+    delete: bool = Field(False, description="Forget it.")
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The fields to change."""
+        return dict(self.model_extra or {})
+
+
+class CameraPicture(_Message):
+    """A camera's frame as JSON: its bytes in base64, and when it was taken. The rest is ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    b64: str | None = None
+    image: str | None = None
+    ts: float | None = Field(None, allow_inf_nan=False, description="Unix seconds.")
+
+    @model_validator(mode="after")
+    def _has_bytes(self) -> CameraPicture:
+        if not (self.b64 or self.image):
+            raise _question("b64", "a frame in JSON needs b64 or image")
+        return self
+
+    @property
+    def base64(self) -> str:
+        """The bytes, without the head of a data URL."""
+        text = self.b64 or self.image or ""
+        return text.partition(",")[2] if text.startswith("data:") else text
+
+
 def decode_request(payload: bytes, limit_bytes: int) -> Request:
     """The request in a payload. Raises Refused with what is wrong and where."""
     return _decode(Request, payload, limit_bytes)
+
+
+def decode_properties(user: tuple[tuple[str, str], ...]) -> Request:
+    """The request that goes with a raw frame: its fields as MQTT 5 user properties.
+
+    A value is text as it stands, or a number; `stop` may come several times. Raises Refused.
+    """
+    content: dict[str, Any] = {}
+    for name, value in user:
+        if name == "stop":
+            content.setdefault(name, []).append(value)
+        elif name == "detail" and value.isdecimal():
+            content[name] = int(value[:4])
+        elif name in ("images", "messages", "tags", "format"):
+            raise Refused(Code.BAD_REQUEST, f"{name}: not as a property", field=name)
+        else:
+            content[name] = value
+    try:
+        return Request.model_validate(content)
+    except ValidationError as error:
+        raise refusal(Request, error) from None
 
 
 def decode_cancel(payload: bytes) -> CancelRequest:
@@ -216,6 +309,16 @@ def decode_cancel(payload: bytes) -> CancelRequest:
 def decode_command(payload: bytes) -> Command:
     """The options of a command; an empty payload has none. Raises Refused."""
     return _decode(Command, payload or b"{}", 4096)
+
+
+def decode_watch(payload: bytes) -> WatchCommand:
+    """What is to become of a watch. Raises Refused; its definition is not looked into."""
+    return _decode(WatchCommand, payload, 65_536)
+
+
+def decode_picture(payload: bytes, limit_bytes: int) -> CameraPicture:
+    """A camera's frame in JSON. Raises Refused."""
+    return _decode(CameraPicture, payload, limit_bytes)
 
 
 def salvage(payload: bytes, limit_bytes: int) -> tuple[str | None, str | None]:
@@ -251,10 +354,15 @@ def _decode(model: type[M], payload: bytes, limit_bytes: int) -> M:
         if error.error_count() > _MAX_MISTAKES:
             says = f"more than {_MAX_MISTAKES} mistakes"
             raise Refused(Code.BAD_REQUEST, says) from None
-        # The first mistake is enough, and an unknown field explains the ones after it.
-        mistakes = error.errors(include_url=False, include_input=False)
-        mistakes.sort(key=lambda e: e["type"] != "extra_forbidden")
-        raise _refused(model, dict(mistakes[0])) from None
+        raise refusal(model, error) from None
+
+
+def refusal(model: type[BaseModel], error: ValidationError) -> Refused:
+    """What the sender of such a message is told."""
+    # The first mistake is enough, and an unknown field explains the ones after it.
+    mistakes = error.errors(include_url=False, include_input=False)
+    mistakes.sort(key=lambda e: e["type"] != "extra_forbidden")
+    return _refused(model, dict(mistakes[0]))
 
 
 def _is_all_brackets(payload: bytes) -> bool:
@@ -264,7 +372,7 @@ def _is_all_brackets(payload: bytes) -> bool:
     return _ALL_BRACKETS.match(payload) is not None
 
 
-def _refused(model: type[_Message], mistake: dict[str, Any]) -> Refused:
+def _refused(model: type[BaseModel], mistake: dict[str, Any]) -> Refused:
     kind, says, loc = mistake["type"], mistake["msg"], mistake["loc"]
     field = ".".join(str(level) for level in loc) or mistake.get("ctx", {}).get("field")
     field = field[:_MAX_FIELD_CHARS] if field else None

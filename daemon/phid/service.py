@@ -16,6 +16,7 @@ from phid.broker import (
     Endpoint,
     Inbound,
     Sent,
+    Subscribed,
     TakenOver,
 )
 from phid.bulletin import Bulletin
@@ -27,13 +28,16 @@ from phid.intake import (
     ArrivalRefused,
     CancelArrived,
     CommandArrived,
+    PartArrived,
     RequestArrived,
 )
 from phid.jobs import Load, LoadFailed, Ready
+from phid.lookout import Lookout
 from phid.loopback import Loopback
 from phid.operations import Operations
 from phid.outbox import Outbox
 from phid.rivals import Rivals
+from phid.roster import Notebook, Roster
 from phid.session import Session
 from phid.settings import Settings
 from phid.worker import EngineEnded, EngineSaid, Worker, describe_exit
@@ -69,7 +73,12 @@ class StatusHeard:
     payload: bytes
 
 
-Mail = BrokerEvent | EngineSaid | EngineEnded | Arrived | StatusHeard | Signalled
+@dataclass(frozen=True, slots=True)
+class FrameCame:
+    """A camera that had nothing new for a watch has something: the end of the turn sees to it."""
+
+
+Mail = FrameCame | BrokerEvent | EngineSaid | EngineEnded | Arrived | StatusHeard | Signalled
 
 
 class Service:
@@ -93,8 +102,22 @@ class Service:
         self._desk = Desk(
             settings, self._worker, self._outbox, self._health, self._bulletin.publish_event
         )
+        self._notebook = Notebook(settings.state_dir / "watches.json")
+        self._lookout = Lookout(
+            settings,
+            Roster(self._notebook, settings.mqtt.base),
+            self._worker,
+            self._outbox,
+            self._health,
+        )
         self._operations = Operations(
-            settings, read_settings, self._worker, self._desk, self._bulletin, self._health
+            settings,
+            read_settings,
+            self._worker,
+            self._desk,
+            self._bulletin,
+            self._health,
+            self._lookout,
         )
         self._session = Session(
             Endpoint(
@@ -108,7 +131,8 @@ class Service:
             self._receive,
             memory=settings.state_dir / "brokers.json",
         )
-        self._loopback = Loopback(settings.topics)
+        self._topics = settings.topics
+        self._loopback = Loopback(self._topics)
         self._rivals = Rivals(self._session.process)
         self._connections = 0
         self._ended = False
@@ -136,6 +160,7 @@ class Service:
             self._session.stop()
             if self._worker is not None:
                 self._worker.stop()
+            self._notebook.stop()
         _log.info("service_stopped")
         return self._operations.exit_status
 
@@ -156,7 +181,12 @@ class Service:
     def _turn(self) -> None:
         now = time.monotonic()
         times = [now + _IDLE_S, *self._due.values(), *self._operations.due.values()]
-        dues = (self._desk.due_at, self._loopback.due_at, self._operations.stop_by)
+        dues = (
+            self._desk.due_at,
+            self._loopback.due_at,
+            self._operations.stop_by,
+            self._lookout.due_at(allowed=self._desk.spares_the_engine),
+        )
         times += [t for t in dues if t is not None]
         if self._worker is not None and self._worker.retry_at is not None:
             times.append(self._worker.retry_at)
@@ -194,6 +224,8 @@ class Service:
                 self._engine_ended(mail, now)
             case Signalled(name):
                 self._signalled(name, now)
+            case Subscribed():
+                self._lookout.subscribed(mail)
 
     def _tick(self, now: float) -> None:
         self._desk.tick(now)
@@ -205,6 +237,8 @@ class Service:
             self._do(name, now)
         self._operations.tick(now)
         self._operations.look(now)
+        # Last: what is left of the engine's time when every request has had its turn.
+        self._lookout.tick(now, allowed=self._desk.spares_the_engine)
         if self._operations.stop_by is not None and (
             self._desk.idle or now >= self._operations.stop_by
         ):
@@ -232,8 +266,12 @@ class Service:
 
         That is what bounds the mailbox: a client that floods is slowed down by TCP.
         """
-        if inbound.topic == self._settings.topics.status:
+        if inbound.topic == self._topics.status:
             self._mailbox.put(StatusHeard(inbound.payload))
+            return
+        if not self._topics.is_ours(inbound.topic):
+            if self._lookout.see(inbound):
+                self._mailbox.put(FrameCame())
             return
         arrival = self._operations.intake.read(inbound)
         if arrival is None:
@@ -247,6 +285,8 @@ class Service:
         match arrival:
             case RequestArrived():
                 self._desk.take(arrival, now)
+            case PartArrived():
+                self._desk.take_part(arrival, now)
             case CancelArrived(client, request_id):
                 self._desk.cancel(client, request_id, now)
             case CommandArrived() if self._loopback.heard(arrival.id):
@@ -265,6 +305,7 @@ class Service:
     def _disconnected(self, disconnected: Disconnected) -> None:
         self._outbox.disconnect()
         self._loopback.disconnect()
+        self._lookout.disconnect()
         self._desk.connection_lost()
         tell = _log.error if disconnected.refused else _log.warning
         tell("broker_away", reason=disconnected.reason, retry_s=round(disconnected.retry_s, 1))
@@ -278,7 +319,7 @@ class Service:
     def _connected(self, connected: Connected, now: float) -> None:
         self._bulletin.session = connected.session
         # Without our own status we cannot see a rival, which is no reason to be degraded.
-        ours = set(self._settings.topics.filters)
+        ours = set(self._topics.filters)
         self._bulletin.refused_filters = tuple(f for f in connected.refused if f in ours)
         self._connections += 1
         if self._connections > 1:
@@ -293,6 +334,7 @@ class Service:
         self._loopback.connect(connected, now)
         self._bulletin.publish_status(self._desk.backlog)
         self._bulletin.publish_info()
+        self._lookout.connect(connected)
 
     def _engine_said(self, said: EngineSaid, now: float) -> None:
         assert self._worker is not None
@@ -309,13 +351,16 @@ class Service:
                 self._desk.end_waiting(Failure(Code.LOADING, f"{code}: {message}"), now)
             case _:
                 pass
+        self._lookout.engine_said(event, now)
         self._desk.engine_said(event, now)
 
     def _engine_ended(self, ended: EngineEnded, now: float) -> None:
         assert self._worker is not None
         if self._worker.ended(ended, now):
             self._health.count("engine_restarts")
-            self._desk.engine_lost(f"the engine {describe_exit(ended.returncode)}", now)
+            why = f"the engine {describe_exit(ended.returncode)}"
+            self._desk.engine_lost(why, now)
+            self._lookout.engine_lost(why, now)
 
     def _signalled(self, name: str, now: float) -> None:
         if name == "SIGHUP":

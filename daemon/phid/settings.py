@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnparsableEnvironmentError
 
-from phid import topics
+from phid import topics, watches
+from phid.errors import Refused
+from phid.watches import Watch
 
 SYSTEM_FILE = Path("/etc/phid/phid.toml")
 PREFIX = "PHID_"
@@ -119,6 +121,12 @@ class Limits(Section):
     payload_bytes: int = Field(
         1_048_576, ge=1024, description="Largest text request, in bytes of payload."
     )
+    frame_bytes: int = Field(
+        12_582_912, ge=1024, description="Largest frame request, in bytes of payload."
+    )
+    backlog_bytes: int = Field(
+        67_108_864, ge=1024, description="Memory that waiting requests may take, in all."
+    )
     max_tokens: int = Field(4096, ge=1, description="Most tokens one request may ask for.")
     deadline_ms: int = Field(
         3_600_000, ge=1, description="Longest deadline; longer ones are shortened to it."
@@ -130,6 +138,24 @@ class Limits(Section):
     drain_s: float = Field(
         30, ge=0, description="How long a stop waits for what was accepted to be answered."
     )
+
+
+class Vision(Section):
+    """Pictures: what may be sent, and how a model gets to see it."""
+
+    processor: Literal["phid", "stock"] = Field(
+        "phid", description="stock: the runtime's own, which makes 16 crops of every picture."
+    )
+    max_images: int = Field(4, ge=1, le=64, description="Pictures in one request.")
+    image_bytes: int = Field(8_388_608, ge=1024, description="Largest picture, in bytes of file.")
+    parts_bytes: int = Field(
+        33_554_432, ge=1024, description="Memory that pictures sent in parts may take, in all."
+    )
+    parts_s: Seconds = Field(
+        30, description="How long a request waits for its parts, and parts for their request."
+    )
+    max_pixels: int = Field(25_000_000, ge=1, description="Most pixels of a picture.")
+    max_side: int = Field(16_384, ge=1, description="Most pixels along one side of a picture.")
 
 
 class Stream(Section):
@@ -180,9 +206,13 @@ class Settings(BaseSettings):
         default_factory=lambda: default_state_dir(),  # noqa: PLW0108 - defined below
         description="Where the daemon keeps what it must remember.",
     )
+    watches: tuple[Watch, ...] = Field(
+        (), description="Standing prompts on camera topics: a [[watches]] table for each."
+    )
     mqtt: Mqtt = Mqtt()
     engine: Engine = Engine()
     limits: Limits = Limits()
+    vision: Vision = Vision()
     stream: Stream = Stream()
     health: Health = Health()
     log: Log = Log()
@@ -195,6 +225,14 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _topics_are_legal(self) -> Settings:
         self.topics  # noqa: B018 - its constructor is the check
+        return self
+
+    @model_validator(mode="after")
+    def _watches_can_run(self) -> Settings:
+        try:
+            watches.check_all(self.watches, self.mqtt.base, self.vision.max_images)
+        except Refused as refused:
+            raise ValueError(f"watches: {refused.failure.message}") from None
         return self
 
     @property
@@ -300,9 +338,11 @@ def merge(old: Settings, new: Settings, takes: Callable[[str], bool]) -> Setting
     merged = old
     for name in differences(old, new):
         if takes(name):
-            section, key = name.split(".")
-            part = getattr(merged, section).model_copy(update={key: get(new, name)})
-            merged = merged.model_copy(update={section: part})
+            section, _, key = name.rpartition(".")
+            change = {key: get(new, name)}
+            if section:
+                change = {section: getattr(merged, section).model_copy(update=change)}
+            merged = merged.model_copy(update=change)
     return merged
 
 
@@ -333,6 +373,8 @@ def _in_words(error: dict[str, Any]) -> str:
     name = ".".join(str(level) for level in error["loc"])
     if error["type"] == "extra_forbidden":
         known = set(names()) | {dotted.partition(".")[0] for dotted in names()}
+        if error["loc"][0] == "watches":
+            known = {f"{name.rpartition('.')[0]}.{field}" for field in Watch.model_fields}
         return f"{name} is no setting{_nearest(name, known)}"
     variable = environment().get(name)
     where = f" (in {variable})" if variable else ""

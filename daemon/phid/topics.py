@@ -10,6 +10,7 @@ RESERVED_DEVICES = frozenset({"all", "pool", "client"})
 
 # Levels travel through ACLs, file names and metrics labels: nothing that any of them quotes.
 _LEVEL = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_NUMBER = re.compile(r"[0-9]{1,3}\Z")
 # AWS IoT refuses topics of more than seven slashes.
 _MAX_SLASHES = 7
 _MAX_TOPIC_BYTES = 512
@@ -47,17 +48,45 @@ def matches(topic_filter: str, topic: str) -> bool:
     return len(wanted) == len(levels)
 
 
+def is_filter(text: str) -> bool:
+    """True for a topic filter that may be subscribed to: `#` last, wildcards whole levels."""
+    levels = text.split("/")
+    return (
+        0 < len(text.encode("utf-8", "replace")) <= _MAX_TOPIC_BYTES
+        and not text.startswith("$")
+        and text.isprintable()
+        and "#" not in levels[:-1]
+        and all(level in ("+", "#") or not set(level) & {"+", "#"} for level in levels)
+    )
+
+
+def overlap(one: str, other: str) -> bool:
+    """True if there is a topic that both filters cover."""
+    first, second = one.split("/"), other.split("/")
+    for mine, yours in zip(first, second, strict=False):
+        if "#" in (mine, yours):
+            return True
+        if mine != yours and "+" not in (mine, yours):
+            return False
+    longer = max(first, second, key=len)
+    # What ends in /# covers the level above, too.
+    return len(first) == len(second) or longer[min(len(first), len(second)) :] == ["#"]
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """What an inbound topic says: `kind` is its level after in/, `client` who asks.
 
     `verb` is the command of a ctl topic, and `broadcast` says that it was sent to all devices.
+    `id` and `part` are the request and the number of a picture that is sent apart.
     """
 
     kind: str
     client: str = ANON
     verb: str = ""
     broadcast: bool = False
+    id: str = ""
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +124,10 @@ class Topics:
         kind, *rest = topic[len(prefix) :].split("/")
         if kind == "ctl":
             return Address(kind, verb=rest[0]) if len(rest) == 1 else None
+        if kind == "part":
+            if len(rest) != 3 or not all(map(is_level, rest)) or not _NUMBER.match(rest[2]):
+                return None
+            return Address(kind, client=rest[0], id=rest[1], part=int(rest[2]))
         if kind in ("text", "frame", "cancel") and len(rest) <= 1 and all(map(is_level, rest)):
             return Address(kind, client=rest[0] if rest else ANON)
         return None
@@ -104,6 +137,14 @@ class Topics:
     def text(self, client: str) -> str:
         """Where a client sends a text request."""
         return f"{self._in}/text/{client}"
+
+    def frame(self, client: str) -> str:
+        """Where a client sends a frame request."""
+        return f"{self._in}/frame/{client}"
+
+    def part(self, client: str, request_id: str, n: int) -> str:
+        """Where a client sends picture n of a request, its bytes alone."""
+        return f"{self._in}/part/{client}/{request_id}/{n}"
 
     def cancel(self, client: str) -> str:
         """Where a client cancels one of its requests."""
@@ -147,6 +188,18 @@ class Topics:
     def event(self) -> str:
         """A line per finished job and per change of state."""
         return f"{self._out}/event"
+
+    def watch(self, name: str) -> str:
+        """Retained: a standing prompt on camera topics, as it runs."""
+        return f"{self._out}/watch/{name}"
+
+    def watch_result(self, name: str) -> str:
+        """What a standing prompt has found."""
+        return f"{self._out}/watch/{name}/result"
+
+    def is_ours(self, topic: str) -> bool:
+        """True if a topic belongs to `filters`: what is not there comes from a camera."""
+        return topic.startswith(f"{self._in}/") or topic == self.discover
 
     def may_reply(self, topic: str, client: str, allowed: tuple[str, ...] = ()) -> bool:
         """True if a requester may name this as its reply topic.

@@ -27,6 +27,7 @@ from phid.jobs import (
     LoadFailed,
     Ready,
     Stop,
+    Unchanged,
 )
 
 _FIRST_PAUSE_S = 0.5
@@ -145,7 +146,7 @@ class Worker:
             case LoadFailed(code, message):
                 self.failure, self._unloadable = Failure(code, message), True
                 _log.error("engine_load_failed", code=code, reason=message)
-            case Finished() | Failed():
+            case Finished() | Failed() | Unchanged():
                 if said.event.job_id == self.running:
                     self.running = None
                     self._failures = 0

@@ -18,18 +18,23 @@ from unittest import mock
 
 import pytest
 
-from phid import control, messages, requests
+from phid import control, findings, messages, requests
 from phid.backlog import Backlog
 from phid.broker import Connected, Inbound, Protocol
 from phid.bulletin import Bulletin
 from phid.errors import Code, Failure
+from phid.findings import Sighting
 from phid.health import Health
 from phid.intake import CancelArrived, CommandArrived, Intake, RequestArrived
-from phid.jobs import EngineFacts, Finish, Load
+from phid.jobs import EngineFacts, Finish, Finished, Load, Usage
 from phid.ledger import ReplyAddress
+from phid.lookout import Lookout
 from phid.messages import Accepted, Delta, JobEvent, Result, Timing, UsageReport
-from phid.outbox import Outbox
+from phid.outbox import Outbox, Publication
+from phid.roster import Notebook, Roster
 from phid.settings import Settings
+from phid.slots import Frame
+from phid.watches import Watch
 from phid.worker import Worker
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -65,6 +70,12 @@ RESULT = Result(
     ),
     deltas=2,
 )
+
+
+YARD = Watch(name="yard", topic="frigate/+/+/snapshot", prompt="What is the {label} doing?")
+SEEN = Sighting(YARD, "frigate/porch/dog/snapshot", Frame(b"", 999.5, NOW, 7), NOW + 0.125, 1)
+FINISHED = Finished("w1", Finish.STOP, "It sleeps.", Usage(340, 313, 0, 4, 1), 800, 810, 120)
+RAN = {"device": "porch", "model": "phi-3.5-vision", "provider": "cpu"}
 
 
 class Paper:
@@ -115,7 +126,7 @@ class Device:
         )
         worker = Worker(Load("genai", "phi-3.5-mini", "/m"), lambda _: None, restart_max_s=1)
         worker.state, worker.facts = "ready", FACTS
-        self.backlog = Backlog(limit=1, per_client=1)
+        self.backlog = mock.MagicMock(spec=Backlog, oldest_arrival=None)  # nothing waits
         self.bulletin = Bulletin(settings, self.outbox, Health(settings.models_dir), worker)
         self.bulletin.session = self.paper.session
         self.reply = ReplyAddress(settings.topics.rx("me"), b"\x01\x02")
@@ -144,6 +155,15 @@ class Device:
 
     def error(self, code: Code, says: str, **more: Any) -> None:
         self.outbox.refuse(self.reply, messages.error_message("a1", Failure(code, says, **more)))
+
+    def watch(self) -> None:
+        settings = Settings(device="porch", watches=(YARD,))
+        roster = Roster(Notebook(Path("/nonexistent")), "phid/v1")
+        roster.note = mock.Mock()  # type: ignore[method-assign]
+        health = Health(settings.models_dir)
+        lookout = Lookout(settings, roster, None, self.outbox, health, lambda: 0)
+        self.paper.subscribe = lambda _: 1  # type: ignore[attr-defined]
+        lookout.connect(mock.Mock(link=self.paper))
 
     def ctl(self, verb: str) -> None:
         service = mock.Mock(
@@ -191,6 +211,18 @@ OUT: dict[str, Callable[[Device], object]] = {
         )
     ),
     "event-state": Device.online,
+    "watch": Device.watch,
+    "watch-result": lambda d: d.outbox.put(
+        Publication(
+            d.topics.watch_result("yard"), findings.result(SEEN, FINISHED, 1000, 1001, **RAN)
+        )
+    ),
+    "watch-error": lambda d: d.outbox.put(
+        Publication(
+            d.topics.watch_result("yard"),
+            findings.failure(SEEN, Failure(Code.UNSUPPORTED, "this is no image", field="images")),
+        )
+    ),
 }
 """Each message the device sends, and what makes it send that last."""
 
@@ -209,6 +241,7 @@ IN: dict[str, tuple[str, dict[str, Any]]] = {
     "command-ping": ("phid/v1/porch/in/ctl/ping", {"response_topic": "phid/v1/client/op/rx"}),
     "command-log": ("phid/v1/porch/in/ctl/log", {}),
     "command-restart": ("phid/v1/porch/in/ctl/restart", {}),
+    "command-watch": ("phid/v1/porch/in/ctl/watch", {}),
 }
 """Each message the device takes: the topic it comes on, and what else the broker says of it."""
 
@@ -323,7 +356,7 @@ def test_no_file_is_without_its_message() -> None:
 
 def test_a_request_with_every_field_has_every_field() -> None:
     # What is refused so far cannot be among them.
-    not_yet = {"session", "images", "detail"}
+    not_yet = {"session", "images"}  # pictures have a file of their own
     named = json.loads(payload("request-every-field")).keys()
     other = json.loads(payload("request-messages")).keys()
     assert named | other == requests.Request.model_fields.keys() - not_yet

@@ -11,21 +11,20 @@ import pytest
 from rig import ROOT
 
 PACKAGE = ROOT / "daemon" / "phid"
-VALUES = {"messages", "requests", "settings"}
+VALUES = {"messages", "requests", "settings", "watches"}
 HOMES = {
     "paho": {"broker"},
     "psutil": {"health"},
     "onnxruntime_genai": {"runtime", "text", "vision"},
     "cv2": {"frames"},
     "iotcore": {"embedded"},
-    "gguf": {"gguf_file", "gguf_onnx"},
     "onnx": {"gguf_onnx"},
     "numpy": {"gguf_file", "gguf_onnx", "frames", "tags", "vision"},
     "structlog": {"log"},
     "pydantic_settings": {"settings"},
     # Where the types and errors of the values' library are named.
     "pydantic": {*VALUES, "outbox", "cli", "rivals"},
-    "pydantic_core": {"messages", "requests"},
+    "pydantic_core": {"messages", "requests", "watches"},
 }
 
 

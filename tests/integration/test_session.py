@@ -300,6 +300,29 @@ def test_a_broker_that_accepts_and_never_answers_is_given_up(run_daemon: RunDaem
         assert daemon.stop() == 0
 
 
+def test_a_subscription_that_is_refused_is_told(run_daemon: RunDaemon) -> None:
+    """A broker of few words: yes to the connection, no to the first subscription."""
+    connack = bytes([0x20, 3, 0, 0, 0])
+    with socket.create_server(("127.0.0.1", 0)) as strict:
+
+        def serve() -> None:
+            connection, _ = strict.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(connack)
+                subscribe = connection.recv(4096)
+                # Packet id, no properties, and a reason code for each of the three filters.
+                suback = bytes([0x90, 6]) + subscribe[2:4] + bytes([0, 0x87, 0x01, 0x01])
+                connection.sendall(suback)
+                while connection.recv(4096):
+                    pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        daemon = run_daemon(strict.getsockname()[1])
+        until(lambda: "the broker refuses us phid/v1/dut/in/#" in daemon.log, what="the word")
+        assert '"state": "degraded"' in daemon.log
+
+
 def test_a_broker_of_old_is_spoken_to_in_its_own_protocol_from_the_first_try_next_time(
     run_daemon: RunDaemon, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from phid.backlog import Backlog
 from phid.errors import Code, Refused
+from phid.jobs import Job
 from phid.ledger import ReplyAddress, Ticket
 from phid.requests import Request
 
@@ -26,7 +27,8 @@ def ticket(client: str = "c", priority: int = 5, deadline: float = 100.0) -> Tic
         address=ReplyAddress("t"),
         arrived=float(next(_numbers)),
         deadline=deadline,
-        job_id=name,
+        size_bytes=0,
+        job=Job(name, ()),
         topic="t",
         id_given=True,
     )
@@ -52,11 +54,11 @@ class Model(RuleBasedStateMachine):
     def offer(self, client: str, priority: int, deadline: int) -> None:
         if not self.has_room(client):
             with pytest.raises(Refused) as refused:
-                self.backlog.check_room(client, 7)
+                self.backlog.check_room(client, 0, 7)
             assert refused.value.failure.code is Code.BUSY
             assert refused.value.failure.retry_after_ms == 7
             return
-        self.backlog.check_room(client, 7)
+        self.backlog.check_room(client, 0, 7)
         self.turn += 1
         new = ticket(client, priority, deadline)
         self.waiting.append((-priority, self.turn, new))
@@ -113,9 +115,9 @@ def test_a_lower_limit_after_a_reload_keeps_what_waits() -> None:
         backlog.push(ticket())
     backlog.limit = backlog.per_client = 1
     with pytest.raises(Refused):
-        backlog.check_room("c", 1)
+        backlog.check_room("c", 0, 1)
     assert len([backlog.pop() for _ in range(4)]) == 4
-    backlog.check_room("c", 1)
+    backlog.check_room("c", 0, 1)
 
 
 def test_the_share_of_clients_that_left_is_forgotten() -> None:
@@ -124,3 +126,17 @@ def test_the_share_of_clients_that_left_is_forgotten() -> None:
         backlog.push(ticket(f"c{n}"))
         backlog.pop()
     assert not backlog._share
+
+
+def test_what_waits_takes_no_more_memory_than_allowed() -> None:
+    backlog = Backlog(limit=9, per_client=9, limit_bytes=100)
+    backlog.check_room("c", 1000, 1)  # the only one may be larger: it would never be taken else
+    large = ticket()
+    large.size_bytes = 60
+    backlog.push(large)
+    backlog.check_room("c", 40, 1)
+    with pytest.raises(Refused) as refused:
+        backlog.check_room("c", 41, 7)
+    assert refused.value.failure.code is Code.BUSY
+    backlog.remove(large)
+    backlog.check_room("c", 100, 1)

@@ -71,7 +71,7 @@ def known(desk: Desk) -> None:
         (lambda _: None, ', "model": "other"', "c", Code.NOT_FOUND),
         (known, ', "id": "i"', "known", Code.ID_CONFLICT),
         (lambda _: None, ', "priority": 99', "c", Code.BAD_REQUEST),
-        (lambda _: None, ', "images": []', "c", Code.UNSUPPORTED),
+        (lambda _: None, ', "session": "s"', "c", Code.UNSUPPORTED),
     ],
     ids=["full", "its share", "paused", "model", "conflict", "bad", "unsupported"],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from phid.health import KEYS
 from phid.messages import ErrorMessage, Result
 from phid.requests import Request
 from phid.topics import Topics
+from phid.watches import Watch
 from rig import ROOT
 
 
@@ -32,6 +34,15 @@ def test_the_readme_lists_every_field_of_a_request() -> None:
         shown = "" if default is None else f"`{json.dumps(default)}`"
         expected.append([f"`{name}`", shown, field.description])
     assert table(ROOT / "README.md", "request fields") == expected
+
+
+def test_the_readme_lists_every_field_of_a_watch() -> None:
+    expected = []
+    for name, field in Watch.model_fields.items():
+        has_default = not field.is_required() and field.default is not None
+        shown = f"`{json.dumps(field.default)}`" if has_default else ""
+        expected.append([f"`{name}`", shown, field.description])
+    assert table(ROOT / "README.md", "watch fields") == expected
 
 
 def test_the_architecture_lists_every_health_key() -> None:
@@ -55,20 +66,20 @@ def topic_table() -> dict[str, list[str]]:
 
 def test_the_readme_lists_every_topic() -> None:
     topics = Topics("phid/v1", "DEVICE")
-    built = {
-        topics.text("CLIENT"),
-        topics.cancel("CLIENT"),
-        topics.ctl("VERB"),
-        topics.rx("CLIENT"),
-        topics.res("CLIENT", "ID"),
-    }
-    # What takes no argument; the filters are no topics.
-    built |= {
-        getattr(topics, name)
-        for name, member in vars(Topics).items()
-        if isinstance(member, property) and name[0] != "_" and name != "filters"
-    }
-    expected = {re.sub(r"\b(DEVICE|CLIENT|VERB|ID)\b", _in_brackets, topic) for topic in built}
+    places = {"client": "CLIENT", "verb": "VERB", "request_id": "ID", "n": "N", "name": "NAME"}
+    built = set()
+    for name, member in vars(Topics).items():
+        if name[0] == "_" or name == "filters":
+            continue
+        if isinstance(member, property):
+            built.add(getattr(topics, name))
+        elif callable(member):
+            wanted = list(inspect.signature(member).parameters)[1:]
+            if set(wanted) <= places.keys():  # else it looks at a topic, and makes none
+                built.add(getattr(topics, name)(*(places[place] for place in wanted)))
+    assert len(built) >= 10
+    levels = r"\b(DEVICE|CLIENT|VERB|ID|N|NAME)\b"
+    expected = {re.sub(levels, _in_brackets, topic) for topic in built}
     assert set(topic_table()) == expected
 
 
@@ -86,7 +97,7 @@ def test_a_device_hears_what_the_readme_has_sent_to_it() -> None:
     topics = Topics("phid/v1", "porch")
     for topic in topic_table():
         sent = re.sub("<device>", "porch", topic)
-        sent = re.sub("<[a-z]+>", "x", sent)
+        sent = re.sub("<[a-z]+>", "x", sent.replace("<n>", "0"))
         assert (topics.parse(sent) is not None) == ("/in/" in topic), topic
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from phid.errors import Code, Failure, Refused
+from phid.jobs import Job, Turn
 from phid.ledger import Ledger, ReplyAddress, Ticket
 from phid.messages import Outcome, error_message
 from phid.requests import Request
@@ -28,7 +29,8 @@ def ticket(
         address=ReplyAddress("first"),
         arrived=0.0,
         deadline=deadline,
-        job_id="1",
+        job=Job("1", (Turn("user", "a secret"),)),
+        size_bytes=0,
         topic="topic",
         id_given=id_given,
     )

@@ -1,0 +1,160 @@
+"""The pictures of a request: taken out of its payload, held against the limits, and hashed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+
+from phid import images, requests
+from phid.errors import Code, Failure, Refused
+from phid.jobs import Image
+from phid.requests import Detail, ImageRef, Request
+
+# What a frame in JSON may have beside the picture.
+_JSON_BYTES = 65_536
+_CROPS = {"low": 1, "auto": 4, "high": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class PictureLimits:
+    """The most a request may bring: how many pictures, and how large each (bytes, pixels)."""
+
+    count: int = 4
+    image_bytes: int = images.MAX_BYTES
+    pixels: int = images.MAX_PIXELS
+    side: int = images.MAX_SIDE
+
+
+@dataclass(frozen=True, slots=True)
+class PartRef:
+    """A picture whose bytes are sent apart."""
+
+    n: int
+    label: str = ""
+    sha256: str | None = None
+
+
+Picture = Image | PartRef
+
+
+def crops_of(detail: Detail) -> int:
+    """The most crops a picture may be cut into at this level of detail."""
+    return detail if isinstance(detail, int) else _CROPS[detail]
+
+
+def of_request(request: Request, limits: PictureLimits) -> tuple[Picture, ...]:
+    """The pictures a request names; the headers of those it brings are sound. Raises Refused."""
+    _check_count(len(request.images), limits)
+    return tuple(_decode(ref, n, limits) for n, ref in enumerate(request.images))
+
+
+def of_part(payload: bytes, limits: PictureLimits) -> bytes | Failure:
+    """A part's bytes if its header is sound, else what its request is told."""
+    try:
+        _inspect(payload, limits)
+    except Refused as refused:
+        return refused.failure
+    return payload
+
+
+def complete(pictures: tuple[Picture, ...], parts: dict[int, bytes | Failure]) -> tuple[Image, ...]:
+    """The pictures with their parts' bytes put in, all of which have come. Raises Refused."""
+    return tuple(
+        picture if isinstance(picture, Image) else _fill(picture, parts[picture.n])
+        for picture in pictures
+    )
+
+
+def wanted(pictures: tuple[Picture, ...]) -> frozenset[int]:
+    """The numbers of the parts that are sent apart."""
+    return frozenset(picture.n for picture in pictures if isinstance(picture, PartRef))
+
+
+def of_payload(payload: bytes, limits: PictureLimits) -> tuple[Image, ...]:
+    """The one picture that a raw payload is. Raises Refused."""
+    _check_count(1, limits)
+    _inspect(payload, limits)
+    return (Image(payload),)
+
+
+def of_camera(payload: bytes, limits: PictureLimits) -> tuple[Image, float | None]:
+    """The picture that a camera published, raw or in JSON, and when it says it was taken.
+
+    Unix seconds, or None where it does not say. Raises Refused.
+    """
+    if not is_json(payload):
+        _inspect(payload, limits)
+        return Image(payload), None
+    picture = requests.decode_picture(payload, limits.image_bytes * 4 // 3 + _JSON_BYTES)
+    if not picture.base64:
+        raise Refused(Code.BAD_REQUEST, "the frame is empty", field="b64")
+    return _decode_bytes(ImageRef(b64=picture.base64), 0, limits), picture.ts
+
+
+def is_json(payload: bytes) -> bool:
+    """True for what begins with a brace, as no picture does."""
+    return payload[:16].lstrip().startswith(b"{")
+
+
+def hashes(pictures: tuple[Picture, ...]) -> tuple[str, ...]:
+    """The SHA-256 of each: what a request's digest knows of them.
+
+    Of a part it is what the request says, for its bytes may come later; or its number.
+    """
+    return tuple(
+        hashlib.sha256(picture.data).hexdigest()
+        if isinstance(picture, Image)
+        else picture.sha256 or f"part {picture.n}"
+        for picture in pictures
+    )
+
+
+def _fill(ref: PartRef, part: bytes | Failure) -> Image:
+    field = f"part.{ref.n}"
+    if isinstance(part, Failure):
+        raise Refused(part.code, f"part {ref.n}: {part.message}", field=field)
+    if ref.sha256 is not None and hashlib.sha256(part).hexdigest() != ref.sha256:
+        raise Refused(Code.BAD_REQUEST, f"part {ref.n} has another SHA-256", field=field)
+    return Image(part, ref.label)
+
+
+def _check_count(count: int, limits: PictureLimits) -> None:
+    if count == 0:
+        raise Refused(Code.BAD_REQUEST, "images: a frame request needs one", field="images")
+    if count > limits.count:
+        says = f"images: {count} are too many, {limits.count} are allowed"
+        raise Refused(Code.TOO_LARGE, says, field="images")
+
+
+def _decode(ref: ImageRef, n: int, limits: PictureLimits) -> Picture:
+    if ref.part is not None:
+        return PartRef(ref.part, ref.label or "", ref.sha256)
+    return _decode_bytes(ref, n, limits)
+
+
+def _decode_bytes(ref: ImageRef, n: int, limits: PictureLimits) -> Image:
+    assert ref.b64 is not None
+    # Four characters carry three bytes: no need to decode what is too large.
+    if len(ref.b64) * 3 // 4 > limits.image_bytes + 3:
+        says = f"the image has over {limits.image_bytes} bytes"
+        raise Refused(Code.TOO_LARGE, says, field=f"images.{n}.b64")
+    try:
+        data = base64.b64decode(ref.b64, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(
+            Code.BAD_REQUEST, f"images.{n}.b64: not base64", field=f"images.{n}.b64"
+        ) from None
+    if ref.sha256 is not None and hashlib.sha256(data).hexdigest() != ref.sha256:
+        raise Refused(
+            Code.BAD_REQUEST, "the bytes have another SHA-256", field=f"images.{n}.sha256"
+        )
+    _inspect(data, limits)
+    return Image(data, ref.label or "")
+
+
+def _inspect(data: bytes, limits: PictureLimits) -> None:
+    images.inspect(
+        data, max_bytes=limits.image_bytes, max_pixels=limits.pixels, max_side=limits.side
+    )

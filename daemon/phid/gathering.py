@@ -1,0 +1,72 @@
+"""Requests whose pictures are sent apart: held until all have come, or time is up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from phid import attachments
+from phid.attachments import Picture
+from phid.errors import Code, Failure
+from phid.ledger import Ticket
+from phid.parts import Part, Parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    pictures: tuple[Picture, ...]
+    until: float
+
+
+class Gathering:
+    """The incomplete requests, and the parts that came before theirs. Owner thread only."""
+
+    def __init__(self, *, limit_bytes: int, keep_s: float) -> None:
+        self.parts = Parts(limit_bytes=limit_bytes, keep_s=keep_s)
+        self._held: dict[Ticket, _Held] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def due_at(self) -> float | None:
+        """When the next of them has waited long enough."""
+        return min((held.until for held in self._held.values()), default=None)
+
+    def hold(self, ticket: Ticket, pictures: tuple[Picture, ...], now: float) -> None:
+        """Keep a request whose parts may be missing; `complete` says whether they are."""
+        self._held[ticket] = _Held(pictures, now + self.parts.keep_s)
+
+    def add(self, client: str, request_id: str, n: int, part: Part, now: float) -> Ticket | None:
+        """Keep a part: the request that it belongs to, if that is held."""
+        self.parts.prune(now)
+        self.parts.add((client, request_id), n, part, now)
+        return next((t for t in self._held if t.key == (client, request_id)), None)
+
+    def complete(self, ticket: Ticket) -> bool:
+        """True if no part is missing: they are in the ticket's job now.
+
+        Raises Refused when one cannot be taken; the ticket is not held any more then.
+        """
+        held = self._held[ticket]
+        if self.parts.missing(ticket.key, attachments.wanted(held.pictures)):
+            return False
+        del self._held[ticket]
+        images = attachments.complete(held.pictures, self.parts.take(ticket.key))
+        ticket.job = replace(ticket.job, images=images)
+        ticket.size_bytes += sum(len(image.data) for image in images)
+        return True
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forget a request that has ended otherwise, and its parts."""
+        if self._held.pop(ticket, None) is not None:
+            self.parts.take(ticket.key)
+
+    def expired(self, now: float) -> list[tuple[Ticket, Failure]]:
+        """Those that have waited long enough, with what their requesters are told."""
+        late = [(t, held) for t, held in self._held.items() if held.until <= now]
+        return [(ticket, self._incomplete(ticket, held)) for ticket, held in late]
+
+    def _incomplete(self, ticket: Ticket, held: _Held) -> Failure:
+        missing = self.parts.missing(ticket.key, attachments.wanted(held.pictures))
+        names = ", ".join(str(n) for n in missing)
+        return Failure(Code.INCOMPLETE, f"these parts did not come: {names}", field="images")

@@ -1,0 +1,79 @@
+"""The job the engine works on: what it has said of it so far, and the result that makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from phid.jobs import Finish, Finished, Started, Usage
+from phid.ledger import Ticket
+from phid.messages import Result, Timing, UsageReport
+from phid.streams import DeltaStream
+
+
+@dataclass(slots=True)
+class Run:
+    """One job between its hand-over and its outcome. Times are monotonic seconds."""
+
+    ticket: Ticket
+    stream: DeltaStream
+    handed: float
+    started: bool = False
+    usage: Usage = field(default_factory=Usage)
+    first_token: float | None = None
+    prefill_ms: float | None = None
+
+    def start(self, event: Started) -> None:
+        """The prompt has been counted, and is being read."""
+        self.started = True
+        self.usage = replace(
+            self.usage, prompt_tokens=event.prompt_tokens, image_tokens=event.image_tokens
+        )
+
+    def add(self, text: str, now: float) -> None:
+        """One more token, and what it brought."""
+        if self.first_token is None:
+            self.first_token = now
+        self.usage = replace(self.usage, output_tokens=self.usage.output_tokens + 1)
+        self.stream.add(text)
+
+    def finish(self, event: Finished) -> None:
+        """The engine's own count replaces ours, which knows nothing of tokens without text."""
+        self.usage = event.usage
+        self.prefill_ms = event.prefill_ms
+
+    def result(
+        self, finish: Finish, text: str, now: float, *, device: str, model: str, provider: str
+    ) -> Result:
+        """The answer, as it is told."""
+        ticket, usage = self.ticket, self.usage
+        first = now if self.first_token is None else self.first_token
+        prefill_ms = (first - self.handed) * 1000 if self.prefill_ms is None else self.prefill_ms
+        decode_s = now - first
+        # The first token belongs to the prefill: it is sampled from what that computed.
+        count = usage.output_tokens - 1
+        rate = count / decode_s if count > 0 and decode_s > 0 else 0.0
+        return Result(
+            id=ticket.id,
+            client=ticket.client,
+            device=device,
+            model=model,
+            provider=provider,
+            text=text,
+            finish=finish,
+            usage=UsageReport(
+                prompt_tokens=usage.prompt_tokens,
+                image_tokens=usage.image_tokens,
+                cached_tokens=usage.cached_tokens,
+                output_tokens=usage.output_tokens,
+                crops=usage.crops,
+            ),
+            timing=Timing(
+                queued_ms=round((self.handed - ticket.arrived) * 1000),
+                prefill_ms=round(prefill_ms),
+                ttft_ms=round((first - ticket.arrived) * 1000),
+                decode_ms=round(decode_s * 1000),
+                total_ms=round((now - ticket.arrived) * 1000),
+                tokens_per_s=round(rate, 2),
+            ),
+            deltas=self.stream.published,
+        )

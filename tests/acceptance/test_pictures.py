@@ -1,0 +1,163 @@
+"""Pixels reach the answer: a real vision model asked over MQTT about pictures it has never seen."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from rig import ROOT, Daemon, serving
+from wire import BASE, Requester
+
+pytestmark = pytest.mark.mosquitto
+
+MODELS = ROOT / "tests" / "models"
+# 500 for the figure in the documents; fewer tell nearly as much in every run.
+SCENES = int(os.environ.get("PHID_TEST_SCENES", "60"))
+
+
+@pytest.fixture(scope="module")
+def cases() -> Iterator[ModuleType]:
+    """The scenes that the model was not trained on."""
+    folder = ROOT / "scripts" / "tiny_vision"
+    sys.path.insert(0, str(folder))
+    try:
+        name = "eval_tiny_vision"
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("vision")
+    real = {"engine__runtime": "genai", "engine__model": "tiny-phi3v", "models_dir": MODELS}
+    with serving(folder, limits__per_client="64", **real) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def asker(daemon: Daemon) -> Iterator[Requester]:
+    with Requester(daemon.port) as client:
+        yield client
+
+
+def ask(asker: Requester, pictures: list[Path], question: str, **fields: Any) -> dict[str, Any]:
+    images = [{"b64": base64.b64encode(path.read_bytes()).decode()} for path in pictures]
+    payload = {"prompt": question, "images": images, "max_tokens": 40, "detail": "low", **fields}
+    request_id = f"q{len(asker.heard)}-{abs(hash((question, *pictures)))}"
+    topic = f"{BASE}/dut/in/frame/{asker.name}"
+    asker.publish(topic, payload | {"id": request_id}, reply_to=asker.rx)
+    return asker.outcome(request_id, 60)
+
+
+def share_right(asker: Requester, asked: Iterator[tuple[list[Path], str, str]]) -> float:
+    right = [ask(asker, *case[:2])["text"].strip() == case[2] for case in asked]
+    return sum(right) / len(right)
+
+
+def test_what_is_in_a_picture_is_told(asker: Requester, cases: ModuleType, tmp_path: Path) -> None:
+    assert share_right(asker, cases.single_cases(SCENES, 1, tmp_path)) >= 0.95
+
+
+def test_what_changed_between_two_is_told(
+    asker: Requester, cases: ModuleType, tmp_path: Path
+) -> None:
+    assert share_right(asker, cases.pair_cases(SCENES // 2, tmp_path)) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("detail", "tokens", "crops"), [("low", 313, 1), ("auto", 757, 4), ("high", 1921, 12)]
+)
+def test_a_picture_costs_what_was_chosen(
+    asker: Requester, cases: ModuleType, tmp_path: Path, detail: str, tokens: int, crops: int
+) -> None:
+    scene = cases.scenes.random_scene(cases.np.random.default_rng(5))
+    picture = cases.shoot(scene, (640, 480), tmp_path / "x", cases.np.random.default_rng(5))
+    usage = ask(asker, [picture], "Describe the scene.", detail=detail)["usage"]
+    assert (usage["image_tokens"], usage["crops"]) == (tokens, crops)
+
+
+def test_a_text_request_to_a_vision_model_is_answered(asker: Requester) -> None:
+    assert asker.ask("Describe the scene.", max_tokens=5)["type"] == "result"
+
+
+def test_a_picture_with_a_broken_body_is_refused_by_the_engine(
+    asker: Requester, cases: ModuleType, tmp_path: Path
+) -> None:
+    scene = cases.scenes.random_scene(cases.np.random.default_rng(6))
+    picture = cases.shoot(scene, (640, 480), tmp_path / "x", cases.np.random.default_rng(6))
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    error = ask(asker, [picture], "Describe the scene.")
+    assert (error["type"], error["code"]) == ("error", "unsupported")
+    picture.write_bytes(whole)
+    assert ask(asker, [picture], "Describe the scene.")["type"] == "result"
+
+
+def test_phid_ask_sends_pictures(daemon: Daemon, cases: ModuleType, tmp_path: Path) -> None:
+    scene = cases.scenes.random_scene(cases.np.random.default_rng(7))
+    picture = cases.shoot(scene, (640, 480), tmp_path / "x", cases.np.random.default_rng(7))
+    command = [sys.executable, "-m", "phid", "ask", "--json", "--port", str(daemon.port)]
+    command += ["--device", "dut", "--host", "127.0.0.1", "--image", str(picture)]
+    done = subprocess.run(
+        [*command, "--detail", "low", "Describe the scene."],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "daemon")},
+    )
+    result = json.loads(done.stdout)
+    assert result["usage"]["image_tokens"] == 313
+    assert result["text"].strip() == cases.scenes.describe(scene)
+
+
+def test_a_watch_tells_what_its_camera_shows(
+    asker: Requester, cases: ModuleType, tmp_path: Path
+) -> None:
+    asker.listen(f"{BASE}/dut/out/watch/+/result")
+    right = []
+    for n, (pictures, question, answer) in enumerate(cases.single_cases(12, 3, tmp_path)):
+        watch = {"name": f"w{n}", "topic": f"cam/{n}", "prompt": question, "detail": "low"}
+        assert asker.ctl("watch", max_tokens=40, **watch)["ok"]
+        asker.publish(f"cam/{n}", pictures[0].read_bytes(), retain=True)
+        topic = f"{BASE}/dut/out/watch/w{n}/result"
+        told = asker.wait(lambda h, topic=topic: h.topic == topic).json
+        assert told["usage"]["image_tokens"] == 313
+        right.append(told["text"].strip() == answer)
+        asker.ctl("watch", name=f"w{n}", delete=True)
+    assert sum(right) >= 11, right
+
+
+def test_a_watch_of_two_frames_tells_what_changed(
+    asker: Requester, cases: ModuleType, tmp_path: Path
+) -> None:
+    asker.listen(f"{BASE}/dut/out/watch/+/result")
+    right = []
+    for n, (pictures, question, answer) in enumerate(cases.pair_cases(8, tmp_path)):
+        watch = {"name": f"p{n}", "topic": f"cam/p{n}", "prompt": question, "detail": "low"}
+        assert asker.ctl("watch", frames=2, every_s=0.1, max_tokens=40, **watch)["ok"]
+        for picture in pictures:
+            asker.publish(f"cam/p{n}", picture.read_bytes())
+            time.sleep(0.3)  # the distance the watch asks for is one of time
+        topic = f"{BASE}/dut/out/watch/p{n}/result"
+        told = asker.wait(lambda h, topic=topic: h.topic == topic).json
+        assert told["frames"] == 2
+        right.append(told["text"].strip() == answer)
+        asker.ctl("watch", name=f"p{n}", delete=True)
+    assert sum(right) >= 7, right
