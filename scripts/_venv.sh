@@ -43,7 +43,7 @@ make_venv() {
     fi
     say "installing what lock/$1.txt names into .venv: a minute or two the first time"
     rm -f "$venv"/.stamp-*
-    if command -v uv >/dev/null; then
+    if uv --version >/dev/null 2>&1; then # a version manager's stub may be there without uv
         "$python" -c '' 2>/dev/null || uv venv --quiet --clear --python "$(find_python)" "$venv"
         uv pip sync --python "$python" --require-hashes "$lock" >&2
         uv pip install --python "$python" --quiet --no-deps --no-build-isolation -e "$root"
@@ -70,6 +70,7 @@ with_pip() {
         fi
     fi
     "${pip[@]}" install --disable-pip-version-check --progress-bar off --require-hashes \
-        --only-binary :all: -r "$lock" | grep -v '^Requirement already' >&2 || true
+        --only-binary :all: -r "$lock" |
+        { grep --line-buffered -v '^Requirement already' || true; } >&2 # pip's failure stays one
     "${pip[@]}" install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$root"
 }

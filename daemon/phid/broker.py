@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -246,6 +247,7 @@ class Connection:
         self._resumed = False
         self._packet_bytes = _MAX_PACKET_BYTES
         self._window = _RECEIVE_MAXIMUM
+        self._socket: socket.socket | None = None
 
     @property
     def acknowledged(self) -> bool:
@@ -317,7 +319,7 @@ class Connection:
         if endpoint.will is not None:
             will = endpoint.will(self._session)
             client.will_set(will.topic, will.payload, qos=1, retain=True)
-        client.on_socket_open = _send_at_once
+        client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
@@ -344,6 +346,24 @@ class Connection:
             self._is_over.set()
 
     # paho's thread. An exception here would end that thread in silence, so none leaves.
+
+    def _on_socket_open(
+        self, _client: paho.Client, _userdata: Any, opened: paho.SocketLike
+    ) -> None:
+        """Nagle's algorithm would hold an answer back until the last is acknowledged."""
+        plain = getattr(opened, "_socket", opened)  # paho wraps the one of a websocket
+        if isinstance(plain, socket.socket) and plain.family != getattr(socket, "AF_UNIX", None):
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket = plain
+
+    def _acknowledge_now(self) -> None:
+        """Brokers keep Nagle's algorithm on, and wait for our ACK, which Linux delays by 40 ms.
+
+        The kernel forgets this wish, so it is made again for whatever comes in.
+        """
+        if self._socket is not None and hasattr(socket, "TCP_QUICKACK"):
+            with contextlib.suppress(OSError):  # it is being closed
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _on_connect(
         self,
@@ -421,6 +441,7 @@ class Connection:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        self._acknowledge_now()
         self._post(
             Sent(
                 self._session,
@@ -431,17 +452,11 @@ class Connection:
         )
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
+        self._acknowledge_now()
         try:
             self._receive(_inbound(message))
         except Exception:  # noqa: BLE001 - see above
             _log.exception("callback_failed", callback="on_message")
-
-
-def _send_at_once(_client: paho.Client, _userdata: Any, opened: paho.SocketLike) -> None:
-    """Nagle's algorithm would hold an answer back until the broker has acknowledged the last."""
-    plain = getattr(opened, "_socket", opened)  # paho wraps the one of a websocket
-    if isinstance(plain, socket.socket) and plain.family != getattr(socket, "AF_UNIX", None):
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _inbound(message: paho.MQTTMessage) -> Inbound:
