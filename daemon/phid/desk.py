@@ -20,7 +20,7 @@ from phid.jobs import (
     Image,
     Job,
     Started,
-    Token,
+    Tokens,
 )
 from phid.ledger import Ledger, ReplyAddress, Ticket
 from phid.messages import Accepted, ErrorMessage, JobEvent, Outcome, Result
@@ -172,7 +172,10 @@ class Desk:
             DeltaStream(ticket.id, wanted=ticket.streams, interval_s=self._delta_interval_s),
             handed=now,
         )
-        self._worker.submit(replace(ticket.job, budget_s=ticket.deadline - now))
+        # Nobody is told more often than a delta is due: half of that keeps a delta fresh.
+        gather_s = self._delta_interval_s / 2
+        job = replace(ticket.job, budget_s=ticket.deadline - now, gather_s=gather_s)
+        self._worker.submit(job)
 
     def engine_said(self, event: Event, now: float) -> None:
         """Bring the running job along; what is said of a job already answered is dropped."""
@@ -181,8 +184,8 @@ class Desk:
             match event:
                 case Started():
                     run.start(event)
-                case Token():
-                    run.add(event.text, now)
+                case Tokens():
+                    run.add(event, now)
                     self._publish_delta(run, now)
                 case Finished():
                     run.finish(event)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from phid import channel
 from phid.errors import Code, Refused
-from phid.generation import describe, generate
+from phid.generation import coalesce, describe, generate
 from phid.jobs import (
     Cancel,
     Command,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class Engine:
     """Takes Load, then jobs one at a time in the order they came, in one thread.
 
-    The runtime holds the GIL for a whole step, so commands are looked at between two events.
+    The runtime holds the GIL for a whole step, so commands are looked at between two of them.
     """
 
     def __init__(self, connection: Connection, clock: Callable[[], float] = time.monotonic) -> None:
@@ -96,15 +96,14 @@ class Engine:
             job,
             runtime,
             received_s=received_s,
-            cancelled=lambda: self._cancelled,
+            cancelled=self._is_cancelled,
             clock=self._clock,
         )
         with closing(events):
-            for event in events:
+            for event in coalesce(events, job.gather_s, self._clock):
                 if self._gate and job.gate and _is_answer(event):
                     self._gate.answered()
                 self._send(event)
-                self._take_arrived()
         self._running = None
 
     def _passes(self, job: Job, gate: Gate) -> bool:
@@ -126,6 +125,10 @@ class Engine:
             return True
         self._send(Unchanged(job.id, round(change_pct, 2)))
         return False
+
+    def _is_cancelled(self) -> bool:
+        self._take_arrived()
+        return self._cancelled
 
     def _take_arrived(self) -> None:
         while self._arrived():

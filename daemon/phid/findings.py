@@ -13,6 +13,8 @@ from phid.watches import Watch
 
 # What a frame may take: a watch has no requester who would set a deadline.
 _BUDGET_S = 600.0
+# Nobody reads along: tokens are told as a sign of life.
+_GATHER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ def job(
         images=pictures,
         crops=attachments.crops_of(watch.detail),
         gate=gate,
+        gather_s=_GATHER_S,
     )
 
 

@@ -18,13 +18,13 @@ from phid.jobs import (
     JobEvent,
     Prefilled,
     Started,
-    Token,
+    Tokens,
     Usage,
 )
 from phid.stops import StopFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
 
 class Stream(Protocol):
@@ -81,8 +81,8 @@ def generate(
     """Run the job: its events, the last of them Finished or Failed.
 
     `cancelled` and the deadline (the job's budget from `received_s` on) are looked at after each
-    event. The joined text of the Token events is the text of Finished, always: what was held back
-    for a stop string that did not come is sent with the last token, or in a Token of its own where
+    event. The joined text of the Tokens events is the text of Finished, always: what was held back
+    for a stop string that did not come is sent with the last token, or by itself (`count` 0) where
     no more token was generated. Bytes at the end that make no whole character are dropped; inside
     the text they become U+FFFD.
     """
@@ -103,6 +103,32 @@ def generate(
     except Exception as error:  # noqa: BLE001 - whatever a native runtime raises, the engine lives on
         code, message = describe(error, quote=run.quotable)
         yield Failed(job.id, code, message, text=run.text)
+
+
+def coalesce(
+    events: Iterable[JobEvent],
+    interval_s: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[JobEvent]:
+    """Pass the events on, those of tokens at least `interval_s` apart: what came between is joined.
+
+    The first token is not held, and nothing is once another event comes. A message for each token
+    takes the CPU from the threads that compute the next one.
+    """
+    held: list[Tokens] = []
+    told_s = -math.inf
+    for event in events:
+        if isinstance(event, Tokens):
+            held.append(event)
+            if clock() - told_s < interval_s:
+                continue
+            told_s = clock()
+        if held:
+            text = "".join(tokens.text for tokens in held)
+            yield Tokens(held[0].job_id, text, sum(tokens.count for tokens in held))
+            held.clear()
+        if not isinstance(event, Tokens):
+            yield event
 
 
 def describe(error: Exception, *, quote: bool) -> tuple[Code, str]:
@@ -163,9 +189,9 @@ class _Run:
             elif count == limit:
                 text += self._stops.flush()
                 finish = Finish.LENGTH
-            yield self._show(text)
+            yield self._show(text, 1)
         if held := self._stops.flush():
-            yield self._show(held)
+            yield self._show(held, 0)
         yield Finished(
             self._job.id,
             finish or Finish.LENGTH,
@@ -190,9 +216,9 @@ class _Run:
                 return finish
         return None
 
-    def _show(self, text: str) -> Token:
+    def _show(self, text: str, count: int) -> Tokens:
         self._shown.append(text)
-        return Token(self._job.id, text)
+        return Tokens(self._job.id, text, count)
 
     def _interrupted(self) -> Finish | None:
         if self._cancelled():

@@ -84,7 +84,8 @@ class Job:
 
     `budget_s` is what is left of the deadline when the job is handed over: clocks are not
     shared between processes. `crops` is the most 336x336 crops each of `images` may be cut into
-    beside its global view, 1 to 16. With a `gate` it may end as Unchanged.
+    beside its global view, 1 to 16. With a `gate` it may end as Unchanged. Its first token is told
+    at once, and no more than one message in `gather_s` of those that follow.
     """
 
     id: str
@@ -94,6 +95,7 @@ class Job:
     images: tuple[Image, ...] = ()
     crops: int = 4
     gate: Gate | None = None
+    gather_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +182,16 @@ class Prefilled:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One more token was generated.
+class Tokens:
+    """So many more tokens were generated: one, or those of a job's `gather_s`.
 
-    `text` is what it adds to the answer: empty while bytes of a character or the start of a
+    `text` is what they add to the answer: empty while bytes of a character or the start of a
     possible stop string are held back.
     """
 
     job_id: str
     text: str
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,5 +245,5 @@ class Unchanged:
     change_pct: float
 
 
-Event = Loading | Ready | LoadFailed | Started | Prefilled | Token | Finished | Failed | Unchanged
-JobEvent = Started | Prefilled | Token | Finished | Failed
+Event = Loading | Ready | LoadFailed | Started | Prefilled | Tokens | Finished | Failed | Unchanged
+JobEvent = Started | Prefilled | Tokens | Finished | Failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from phid.jobs import Finish, Finished, Started, Usage
+from phid.jobs import Finish, Finished, Started, Tokens, Usage
 from phid.ledger import Ticket
 from phid.messages import Result, Timing, UsageReport
 from phid.streams import DeltaStream
@@ -29,12 +29,12 @@ class Run:
             self.usage, prompt_tokens=event.prompt_tokens, image_tokens=event.image_tokens
         )
 
-    def add(self, text: str, now: float) -> None:
-        """One more token, and what it brought."""
+    def add(self, event: Tokens, now: float) -> None:
+        """Some more tokens, and what they brought."""
         if self.first_token is None:
             self.first_token = now
-        self.usage = replace(self.usage, output_tokens=self.usage.output_tokens + 1)
-        self.stream.add(text)
+        self.usage = replace(self.usage, output_tokens=self.usage.output_tokens + event.count)
+        self.stream.add(event.text)
 
     def finish(self, event: Finished) -> None:
         """The engine's own count replaces ours, which knows nothing of tokens without text."""

@@ -332,8 +332,8 @@ class Service:
         )
         self._outbox.connect(connected)
         self._loopback.connect(connected, now)
-        self._bulletin.publish_status(self._desk.backlog)
         self._bulletin.publish_info()
+        self._bulletin.publish_status(self._desk.backlog)
         self._lookout.connect(connected)
 
     def _engine_said(self, said: EngineSaid, now: float) -> None:
@@ -344,8 +344,9 @@ class Service:
                 return
             case Ready(facts):
                 _log.info("model_loaded", model=facts.model, ms=facts.load_ms)
-                self._operations.look(now)
+                # First the facts: whoever sees `online` finds them there.
                 self._bulletin.publish_info()
+                self._operations.look(now)
             case LoadFailed(code, message):
                 self._operations.look(now)
                 self._desk.end_waiting(Failure(Code.LOADING, f"{code}: {message}"), now)

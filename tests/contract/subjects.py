@@ -20,7 +20,7 @@ from phid.jobs import (
     Prefilled,
     Ready,
     Sampling,
-    Token,
+    Tokens,
     Turn,
 )
 
@@ -142,7 +142,7 @@ def genai(folder: Path) -> Subject:
 
 
 def texts(events: list[Event]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Token)]
+    return [event.text for event in events if isinstance(event, Tokens)]
 
 
 def slices(events: list[Event]) -> list[int]:

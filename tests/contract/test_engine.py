@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,25 +29,27 @@ from phid.jobs import (
     Ready,
     Started,
     Stop,
-    Token,
+    Tokens,
 )
 
 Start = Callable[[], EngineProcess]
 
 
-def finished(events: list[Event]) -> Finished:
+def finished(events: list[Event], *, gathered: bool = False) -> Finished:
     """The outcome, after the laws that hold for each that has one."""
     end = events[-1]
     assert isinstance(end, Finished), end
     assert "".join(texts(events)) == end.text
     kinds = [type(event) for event in events]
     assert kinds[0] is Started
-    assert kinds == sorted(kinds, key=[Started, Prefilled, Token, Finished].index)
+    assert kinds == sorted(kinds, key=[Started, Prefilled, Tokens, Finished].index)
     assert slices(events) == sorted(set(slices(events)))
     assert isinstance(events[0], Started)
     assert end.usage.prompt_tokens == events[0].prompt_tokens
-    # Text held back at the end has a Token of its own where no token came any more.
-    assert len(texts(events)) - end.usage.output_tokens in {0, 1}
+    told = [event.count for event in events if isinstance(event, Tokens)]
+    assert sum(told) == end.usage.output_tokens
+    # Text held back at the end is told by itself where no token came any more.
+    assert gathered or told in ([1] * sum(told), [*[1] * sum(told), 0])
     return end
 
 
@@ -94,12 +97,23 @@ def test_events_come_in_order_and_time_is_accounted_for(
     end = finished(events)
     assert [type(e) for e in events if not isinstance(e, Prefilled)] == [
         Started,
-        *[Token] * 6,
+        *[Tokens] * 6,
         Finished,
     ]
     assert slices(events)[-1] == end.usage.prompt_tokens
     assert 0 <= end.prefill_ms <= end.ttft_ms <= end.prefill_ms + end.decode_ms + 50
     assert end.decode_ms > 0
+
+
+def test_tokens_can_be_told_in_groups(shared: EngineProcess, subject: Subject) -> None:
+    job = subject.job(subject.talk(60), max_tokens=60)
+    one_by_one = finished(shared.ask(job))
+    events = shared.ask(replace(job, gather_s=0.1))
+    assert finished(events, gathered=True).text == one_by_one.text
+    told = [event for event in events if isinstance(event, Tokens)]
+    assert told[0].count == 1
+    assert sum(tokens.count for tokens in told) == one_by_one.usage.output_tokens
+    assert 2 <= len(told) < 30
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -200,7 +214,7 @@ def test_a_cancel_finds_a_job_that_waits_and_no_other(
         subject.job(subject.talk(40), "waits", max_tokens=40),
         subject.job(subject.talk(4), "next", max_tokens=4),
     )
-    shared.until(Token)
+    shared.until(Tokens)
     shared.send(Cancel("waits"), Cancel("unknown"))
     events = [event for _ in range(3) for event in shared.until(Finished, Failed)]
     ends = {e.job_id: e for e in events if isinstance(e, Finished | Failed)}
@@ -303,7 +317,7 @@ def test_stop_ends_what_runs_and_exits_with_0(start: Start, subject: Subject) ->
         subject.job(subject.talk(1000), "runs", max_tokens=1000),
         subject.job(subject.talk(3), "waits"),
     )
-    events = engine.until(Token)
+    events = engine.until(Tokens)
     engine.send(Stop())
     assert finished(events + engine.until(Finished)).finish is Finish.CANCELLED
     assert failed(engine.until(Failed)).code is Code.CANCELLED
@@ -320,7 +334,7 @@ def test_the_end_of_the_connection_ends_the_engine(
     engine.load(subject.load)
     if busy:
         engine.send(subject.job(subject.talk(2000), max_tokens=2000))
-        engine.until(Token)
+        engine.until(Tokens)
     engine.connection.close()
     assert engine.wait(5) == 0
 
@@ -329,7 +343,7 @@ def test_signals_to_the_group_do_not_end_it(start: Start, subject: Subject) -> N
     engine = start()
     engine.load(subject.load)
     engine.send(subject.job(subject.talk(30), max_tokens=30))
-    engine.until(Token)
+    engine.until(Tokens)
     for number in (signal.SIGTERM, signal.SIGINT):
         os.killpg(engine.child.pid, number)
     assert isinstance(engine.until(Finished)[-1], Finished)
@@ -340,7 +354,7 @@ def test_a_crash_is_the_end_of_the_connection(start: Start, subject: Subject) ->
     engine = start()
     engine.load(subject.load)
     engine.send(subject.job(subject.talk(1000), max_tokens=1000))
-    engine.until(Token)
+    engine.until(Tokens)
     engine.child.kill()
     with pytest.raises(EOFError):
         engine.until(Finished)
@@ -459,7 +473,7 @@ def test_a_wrong_script_is_refused(script_engine: EngineProcess) -> None:
 
 def test_a_hanging_engine_dies_with_its_lifeline(script_engine: EngineProcess) -> None:
     script_engine.send(scripted().job(script(tokens=5, hang_at=2)))
-    script_engine.until(Token)
+    script_engine.until(Tokens)
     with pytest.raises(TimeoutError):
         script_engine.receive(0.3)
     assert script_engine.child.stdin is not None

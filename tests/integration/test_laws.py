@@ -585,7 +585,7 @@ def test_prompts_and_answers_are_in_no_log_and_no_report(
         requester.ask(script(tokens=[secret, secret], crash_at=2)),
         requester.ask(f'@script {{"no": "{secret}"}}'),
         requester.ask(f"{secret} " * 5000),
-        requester.ask(secret, deadline_ms=1, priority=0),
+        requester.ask(script(tokens=[secret] * 9, token_ms=20), deadline_ms=50),
     ]
     assert all(e["type"] == "error" or e["finish"] == "deadline" for e in errors)
     for n, bad in enumerate(

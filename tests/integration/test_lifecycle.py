@@ -474,7 +474,7 @@ def test_a_deadline_holds_for_an_engine_that_hangs_too(
     start_daemon: DaemonFactory, requester: Requester
 ) -> None:
     start_daemon()
-    hang = '@script {"tokens": 9, "hang_at": 4}'
+    hang = '@script {"tokens": 9, "token_ms": 60, "hang_at": 4}'
     requester.request({"prompt": hang, "id": "hangs", "deadline_ms": 500})
     result = requester.outcome("hangs", 10)
     assert (result["finish"], result["text"]) == ("deadline", "t1 t2 t3 ")

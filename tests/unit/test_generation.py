@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phid.errors import Code
-from phid.generation import Runtime, describe, generate
+from phid.generation import Runtime, coalesce, describe, generate
 from phid.jobs import (
     Failed,
     Finish,
@@ -20,7 +20,7 @@ from phid.jobs import (
     Prefilled,
     Sampling,
     Started,
-    Token,
+    Tokens,
     Turn,
 )
 from phid.scripted import ScriptedRuntime
@@ -60,13 +60,13 @@ def finished(events: list[JobEvent]) -> Finished:
 
 
 def texts(events: list[JobEvent]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Token)]
+    return [event.text for event in events if isinstance(event, Tokens)]
 
 
 def test_the_events_of_a_job() -> None:
     assert [type(e) for e in run(job(tokens=["He", "llo"], prompt_tokens=10))] == [
         *(Started, Prefilled, Prefilled, Prefilled),
-        *(Token, Token, Finished),
+        *(Tokens, Tokens, Finished),
     ]
 
 
@@ -107,8 +107,8 @@ def test_a_budget_used_up_before_the_start_is_expired() -> None:
         (1, [Started]),
         (2, [Started, Prefilled]),
         (3, [Started, Prefilled, Prefilled]),
-        (4, [Started, Prefilled, Prefilled, Token]),
-        (6, [Started, Prefilled, Prefilled, Token, Token, Token]),
+        (4, [Started, Prefilled, Prefilled, Tokens]),
+        (6, [Started, Prefilled, Prefilled, Tokens, Tokens, Tokens]),
     ],
 )
 def test_a_cancel_is_seen_after_each_event(after: int, kinds: list[type]) -> None:
@@ -139,6 +139,23 @@ def test_what_fails_midway_keeps_its_text() -> None:
     assert isinstance(end, Failed)
     assert (end.code, end.text) == (Code.INTERNAL, "t1 t2 ")
     assert end.message == "RuntimeError: the script says that this step fails"
+
+
+def test_tokens_between_two_messages_are_joined() -> None:
+    events = run(job(tokens=9, prompt_tokens=1))
+    times = iter([0.0, 0.0, 0.1, 0.2, 0.3, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8])
+    told = list(coalesce(events, 0.25, lambda: next(times)))
+    counts = [event.count for event in told if isinstance(event, Tokens)]
+    assert counts == [1, 3, 3, 2]
+    assert "".join(texts(told)) == finished(told).text
+    others = [event for event in events if not isinstance(event, Tokens)]
+    assert [event for event in told if not isinstance(event, Tokens)] == others
+    assert isinstance(told[-1], Finished)
+
+
+def test_without_an_interval_each_token_is_told() -> None:
+    events = run(job(tokens=9))
+    assert list(coalesce(events, 0.0, lambda: 0.0)) == events
 
 
 class Bytes:
