@@ -327,12 +327,25 @@ def test_pip_is_found_where_the_environment_has_none(
 ) -> None:
     _index(wheel.parent, monkeypatch)
     find = importlib.util.find_spec
+    if find("ensurepip") is None:
+        pytest.skip("this Python has no ensurepip, as Debian's has not")
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "pip" else find(name)
     )
-    if "_bundled" not in demo._pip()[-1]:
-        pytest.skip("this Python has no ensurepip")
+    assert "_bundled" in demo._pip()[-1]
     assert demo.is_ready(demo.prepare(tmp_path / "m"))
+
+
+def test_without_any_pip_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, gone = importlib.util.find_spec, ("pip", "ensurepip")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in gone else find(name)
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(demo.DemoError, match="needs pip: install it"):
+        demo.prepare(tmp_path / "m")
 
 
 def test_too_little_room_is_said_before_anything_is_fetched(
