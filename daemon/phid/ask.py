@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TextIO
 
 from phid import messages, requests
@@ -212,10 +211,10 @@ def request_fields(
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
-    images: Sequence[Path] = (),
+    images: Sequence[tuple[str, bytes]] = (),
     detail: str | None = None,
 ) -> dict[str, Any]:
-    """The fields of a request, without those left to the device. Raises OSError for an image."""
+    """The fields of a request, without those left to the device; of each image, label and file."""
     fields: dict[str, Any] = {
         "prompt": prompt,
         "system": system,
@@ -225,7 +224,6 @@ def request_fields(
     }
     if images:
         fields["images"] = tuple(
-            {"b64": base64.b64encode(path.read_bytes()).decode(), "label": path.name[:64]}
-            for path in images
+            {"b64": base64.b64encode(data).decode(), "label": label[:64]} for label, data in images
         )
     return {name: value for name, value in fields.items() if value is not None}

@@ -97,17 +97,18 @@ def _model(settings: Settings) -> Load | None:
 def _ask(settings: Settings, options: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     try:
-        fields = ask.request_fields(
-            prompt,
-            system=options.system,
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            images=options.image,
-            detail=options.detail,
-        )
-    except OSError as error:
+        images = _images(options)
+    except (OSError, ValueError) as error:
         print(f"phid ask: {error}", file=sys.stderr)
         return EXIT_USAGE
+    fields = ask.request_fields(
+        prompt,
+        system=options.system,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        images=images,
+        detail=options.detail,
+    )
     question = ask.Question(
         settings.device,
         fields,
@@ -122,6 +123,21 @@ def _ask(settings: Settings, options: argparse.Namespace) -> int:
         name = ".".join(str(level) for level in first["loc"])
         print(f"phid ask: {name}: {first['msg']}", file=sys.stderr)
         return EXIT_USAGE
+
+
+def _images(options: argparse.Namespace) -> list[tuple[str, bytes]]:
+    """The pictures to send, each with its label. Raises OSError or ValueError, with what to say."""
+    images = [(path.name, path.read_bytes()) for path in options.image]
+    if options.video or options.camera:
+        from phid import clips  # noqa: PLC0415 - it brings OpenCV, which only this needs
+
+        count, every_s = options.frames, options.every
+        for film in options.video:
+            images += [(still.label, still.jpeg) for still in clips.of_film(film, count)]
+        if options.camera:
+            stills = clips.of_camera(options.camera, count, every_s)
+            images += [(still.label, still.jpeg) for still in stills]
+    return images
 
 
 def _fleet(settings: Settings, options: argparse.Namespace) -> int:
@@ -194,6 +210,66 @@ def _broker(settings: Settings, options: argparse.Namespace) -> int:
     return embedded.run(host, options.port or settings.mqtt.port)
 
 
+def _add_ask(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    parents: list[argparse.ArgumentParser],
+) -> None:
+    statuses = "\n".join(f"  {status:3}  {meaning}" for status, meaning in ask.EXITS.items())
+    asks = commands.add_parser(
+        "ask",
+        parents=parents,
+        help="send a request and stream its answer",
+        description="Send a request and stream its answer to stdout; the summary goes to stderr.",
+        epilog=f"exit status:\n{statuses}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    asks.add_argument("prompt", help="what to ask; - reads it from stdin")
+    asks.add_argument("--system", help="the system turn")
+    asks.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of the answer")
+    asks.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy")
+    asks.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture to look at; may come several times",
+    )
+    asks.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="frames from evenly spread places of a film, in one request",
+    )
+    asks.add_argument(
+        "--camera",
+        metavar="N",
+        help="frames of a local camera: its number, device file or address",
+    )
+    asks.add_argument(
+        "--frames", type=_count, default=4, metavar="K", help="of each film or camera (default 4)"
+    )
+    asks.add_argument(
+        "--every", type=float, default=1.0, metavar="S", help="between a camera's (default 1)"
+    )
+    asks.add_argument("--detail", metavar="D", help="low, auto (default), high, or crops 1 to 16")
+    asks.add_argument("--timeout", type=float, default=120.0, metavar="S", help="default 120")
+    asks.add_argument(
+        "--wait", action="store_true", help="ask again until a device takes it, or time is up"
+    )
+    asks.add_argument("--json", action="store_true", help="print the outcome's JSON, nothing else")
+    asks.set_defaults(command=_ask)
+
+
+def _count(text: str) -> int:
+    """At least one."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
 def _on_command_line(options: argparse.Namespace) -> list[str]:
     """The settings that the command line puts over the others."""
     names = {"host": "mqtt.host", "port": "mqtt.port", "device": "device"}
@@ -252,34 +328,7 @@ exit status:
     )
     run.set_defaults(command=_run)
 
-    statuses = "\n".join(f"  {status:3}  {meaning}" for status, meaning in ask.EXITS.items())
-    asks = commands.add_parser(
-        "ask",
-        parents=[shared, wire, device],
-        help="send a request and stream its answer",
-        description="Send a request and stream its answer to stdout; the summary goes to stderr.",
-        epilog=f"exit status:\n{statuses}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    asks.add_argument("prompt", help="what to ask; - reads it from stdin")
-    asks.add_argument("--system", help="the system turn")
-    asks.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of the answer")
-    asks.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy")
-    asks.add_argument(
-        "--image",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a picture to look at; may come several times",
-    )
-    asks.add_argument("--detail", metavar="D", help="low, auto (default), high, or crops 1 to 16")
-    asks.add_argument("--timeout", type=float, default=120.0, metavar="S", help="default 120")
-    asks.add_argument(
-        "--wait", action="store_true", help="ask again until a device takes it, or time is up"
-    )
-    asks.add_argument("--json", action="store_true", help="print the outcome's JSON, nothing else")
-    asks.set_defaults(command=_ask)
+    _add_ask(commands, [shared, wire, device])
 
     fleets = commands.add_parser(
         "fleet",

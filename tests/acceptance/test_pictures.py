@@ -110,21 +110,45 @@ def test_a_picture_with_a_broken_body_is_refused_by_the_engine(
     assert ask(asker, [picture], "Describe the scene.")["type"] == "result"
 
 
+def phid_ask(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """phid ask at low detail, its outcome as JSON."""
+    command = [sys.executable, "-m", "phid", "ask", "--json", "--port", str(daemon.port)]
+    command += ["--device", "dut", "--host", "127.0.0.1", "--detail", "low", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "daemon")}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
 def test_phid_ask_sends_pictures(daemon: Daemon, cases: ModuleType, tmp_path: Path) -> None:
     scene = cases.scenes.random_scene(cases.np.random.default_rng(7))
     picture = cases.shoot(scene, (640, 480), tmp_path / "x", cases.np.random.default_rng(7))
-    command = [sys.executable, "-m", "phid", "ask", "--json", "--port", str(daemon.port)]
-    command += ["--device", "dut", "--host", "127.0.0.1", "--image", str(picture)]
-    done = subprocess.run(
-        [*command, "--detail", "low", "Describe the scene."],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "daemon")},
-    )
-    result = json.loads(done.stdout)
+    result = json.loads(phid_ask(daemon, "--image", str(picture), "Describe the scene.").stdout)
     assert result["usage"]["image_tokens"] == 313
     assert result["text"].strip() == cases.scenes.describe(scene)
+
+
+def test_phid_ask_sends_frames_of_a_film(daemon: Daemon, cases: ModuleType, tmp_path: Path) -> None:
+    right = []
+    for pictures, question, answer in cases.pair_cases(6, tmp_path):
+        scenes = [cases.cv2.imread(str(picture)) for picture in pictures]
+        size = (scenes[0].shape[1], scenes[0].shape[0])
+        path = str(tmp_path / "film.avi")
+        writer = cases.cv2.VideoWriter(path, cases.cv2.VideoWriter.fourcc(*"MJPG"), 10.0, size)
+        for scene in scenes:
+            for _ in range(10):
+                writer.write(scene)
+        writer.release()
+        done = phid_ask(daemon, "--video", path, "--frames", "2", question)
+        result = json.loads(done.stdout)
+        assert result["usage"]["image_tokens"] == 2 * 313
+        right.append(result["text"].strip() == answer)
+    assert sum(right) >= 5, right
+
+
+def test_phid_ask_says_why_a_film_or_camera_cannot_be_used(daemon: Daemon, tmp_path: Path) -> None:
+    for option, source in (("--video", str(tmp_path / "gone.mp4")), ("--camera", "97")):
+        done = phid_ask(daemon, option, source, "What is this?")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith(f"phid ask: {source}: cannot be opened")
 
 
 def test_a_watch_tells_what_its_camera_shows(

@@ -16,7 +16,7 @@ HOMES = {
     "paho": {"broker"},
     "psutil": {"health"},
     "onnxruntime_genai": {"runtime", "text", "vision"},
-    "cv2": {"frames"},
+    "cv2": {"frames", "clips"},
     "iotcore": {"embedded"},
     "onnx": {"gguf_onnx"},
     "numpy": {"gguf_file", "gguf_onnx", "frames", "tags", "vision"},
