@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from phid import images, requests
@@ -36,7 +37,16 @@ class PartRef:
     sha256: str | None = None
 
 
-Picture = Image | PartRef
+@dataclass(frozen=True, slots=True)
+class TopicRef:
+    """A picture that is a camera's newest frame."""
+
+    topic: str
+    field: str
+    label: str = ""
+
+
+Picture = Image | PartRef | TopicRef
 
 
 def crops_of(detail: Detail) -> int:
@@ -61,10 +71,13 @@ def of_part(payload: bytes, limits: PictureLimits) -> bytes | Failure:
 
 def complete(pictures: tuple[Picture, ...], parts: dict[int, bytes | Failure]) -> tuple[Image, ...]:
     """The pictures with their parts' bytes put in, all of which have come. Raises Refused."""
-    return tuple(
-        picture if isinstance(picture, Image) else _fill(picture, parts[picture.n])
-        for picture in pictures
-    )
+    filled = (_fill(p, parts[p.n]) if isinstance(p, PartRef) else p for p in pictures)
+    return tuple(p for p in filled if isinstance(p, Image))
+
+
+def seen(pictures: tuple[Picture, ...], look: Callable[[TopicRef], Image]) -> tuple[Picture, ...]:
+    """The pictures with what the cameras show put in. Raises Refused where `look` does."""
+    return tuple(look(p) if isinstance(p, TopicRef) else p for p in pictures)
 
 
 def wanted(pictures: tuple[Picture, ...]) -> frozenset[int]:
@@ -101,14 +114,20 @@ def is_json(payload: bytes) -> bool:
 def hashes(pictures: tuple[Picture, ...]) -> tuple[str, ...]:
     """The SHA-256 of each: what a request's digest knows of them.
 
-    Of a part it is what the request says, for its bytes may come later; or its number.
+    Of a part it is what the request says, for its bytes may come later; or its number. Of a
+    camera it is the topic: the same question asked again is not another one.
     """
-    return tuple(
-        hashlib.sha256(picture.data).hexdigest()
-        if isinstance(picture, Image)
-        else picture.sha256 or f"part {picture.n}"
-        for picture in pictures
-    )
+    return tuple(_hash(picture) for picture in pictures)
+
+
+def _hash(picture: Picture) -> str:
+    match picture:
+        case Image(data):
+            return hashlib.sha256(data).hexdigest()
+        case PartRef(n, _, sha256):
+            return sha256 or f"part {n}"
+        case TopicRef(topic):
+            return f"topic {topic}"
 
 
 def _fill(ref: PartRef, part: bytes | Failure) -> Image:
@@ -131,6 +150,8 @@ def _check_count(count: int, limits: PictureLimits) -> None:
 def _decode(ref: ImageRef, n: int, limits: PictureLimits) -> Picture:
     if ref.part is not None:
         return PartRef(ref.part, ref.label or "", ref.sha256)
+    if ref.topic is not None:
+        return TopicRef(ref.topic, f"images.{n}.topic", ref.label or "")
     return _decode_bytes(ref, n, limits)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from phid import attachments, log, messages
+from phid.attachments import TopicRef
 from phid.backlog import Backlog
 from phid.errors import Code, Failure, Refused
 from phid.gathering import Gathering
@@ -41,7 +42,7 @@ class Desk:
     """Owns every open request. Owner thread only; never waits.
 
     `closed` says why new requests are refused at present, `held` keeps waiting ones from the
-    engine.
+    engine. `look` gives what a camera shows, or raises Refused.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Desk:
         outbox: Outbox,
         health: Health,
         tell: Callable[[JobEvent], None],
+        look: Callable[[TopicRef, float], Image],
     ) -> None:
         limits = settings.limits
         self.backlog = Backlog(
@@ -70,6 +72,7 @@ class Desk:
         self._outbox = outbox
         self._health = health
         self._tell = tell
+        self._look = look
         self._run: Run | None = None
         self._jobs = 0
 
@@ -110,6 +113,7 @@ class Desk:
             if known is not None:
                 self._answer_again(known, arrived)
                 return
+            arrived = self._with_cameras(arrived, now)
             self._check(arrived)
         except Refused as refused:
             self.refuse(arrived.reply, arrived.id, refused.failure)
@@ -282,6 +286,16 @@ class Desk:
             ticket.also_answer(reply)
         else:
             self._outbox.repeat(reply, ticket.outcome.model_copy(update={"duplicate": True}))
+
+    def _with_cameras(self, arrived: RequestArrived, now: float) -> RequestArrived:
+        """The request with what the cameras that it names show now. Raises Refused."""
+        seen = attachments.seen(arrived.images, lambda ref: self._look(ref, now))
+        brought = sum(
+            len(image.data)
+            for image, was in zip(seen, arrived.images, strict=True)
+            if isinstance(image, Image) and isinstance(was, TopicRef)
+        )
+        return replace(arrived, images=seen, size_bytes=arrived.size_bytes + brought)
 
     def _check(self, arrived: RequestArrived) -> None:
         if self.closed is not None:

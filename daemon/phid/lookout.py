@@ -12,6 +12,7 @@ from phid.attachments import PictureLimits
 from phid.broker import Connected, Inbound, Link, Subscribed
 from phid.errors import Code, Failure, Refused
 from phid.findings import Sighting
+from phid.gallery import Gallery, Rules
 from phid.health import Health
 from phid.jobs import Event, Failed, Finished, Image, Unchanged
 from phid.messages import WatchStatus
@@ -61,7 +62,8 @@ class _Look:
 class Lookout:
     """Runs the watches of the roster. Owner thread only; never waits.
 
-    `cameras` is where the network's thread puts the frames. `minute` tells the minute of the day,
+    `cameras` and `gallery` are where the network's thread puts the frames: for watches, and for
+    requests that name a camera. `minute` tells the minute of the day,
     for quiet hours.
     """
 
@@ -75,6 +77,7 @@ class Lookout:
         minute: Callable[[], int] | None = None,
     ) -> None:
         self.cameras = Cameras(settings.limits.backlog_bytes)
+        self.gallery = Gallery(Rules())
         self._roster = roster
         self._worker = worker
         self._outbox = outbox
@@ -108,6 +111,9 @@ class Lookout:
         )
         self._max_tokens = settings.limits.max_tokens
         self.cameras.room_bytes = settings.limits.backlog_bytes
+        self.gallery.rules = Rules(
+            vision.camera_topics, vision.camera_age_s, settings.limits.backlog_bytes, self._limits
+        )
         self._roster.configure(settings.watches, vision.max_images)
         self._muster()
 
@@ -134,7 +140,9 @@ class Lookout:
         """
         if inbound.retain or not inbound.payload:
             return False
-        return self.cameras.offer(inbound.topic, inbound.payload, time.monotonic(), time.time())
+        frame = inbound.topic, inbound.payload, time.monotonic(), time.time()
+        self.gallery.offer(*frame)
+        return self.cameras.offer(*frame)
 
     def connect(self, connected: Connected) -> None:
         """Ask for the cameras' topics, and tell of every watch, on this connection."""
@@ -381,7 +389,8 @@ class Lookout:
                 self._outbox.put(Publication(topic, self._status(post), retain=True))
 
     def _filters(self) -> set[str]:
-        return {post.watch.topic for post in self._posts.values() if self._state(post) == "on"}
+        watched = {post.watch.topic for post in self._posts.values() if self._state(post) == "on"}
+        return watched.union(self.gallery.rules.filters)
 
     def _state(self, post: _Post) -> Literal["on", "off", "quiet", "suspended"]:
         if not post.watch.enabled:

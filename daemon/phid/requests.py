@@ -47,6 +47,12 @@ def _level(text: str) -> str:
     return text
 
 
+def _topic(text: str) -> str:
+    if not topics.is_publishable(text):
+        raise PydanticCustomError("topic", "must be a topic, without wildcards")
+    return text
+
+
 def _without_nul(text: str) -> str:
     if "\0" in text:
         raise PydanticCustomError("nul", "must not contain NUL")
@@ -113,7 +119,7 @@ def _format(value: Any) -> Any:
 
 
 class ImageRef(_Message):
-    """One picture of a request: its bytes in base64, or the number of a part sent apart."""
+    """One picture of a request: its bytes in base64, a part sent apart, or a camera's newest."""
 
     b64: str | None = Field(None, min_length=1, description="The file's bytes in base64.")
     mime: str | None = Field(None, max_length=64, description="Ignored: the bytes tell.")
@@ -124,12 +130,14 @@ class ImageRef(_Message):
     part: int | None = Field(
         None, ge=0, le=999, description="The bytes come on in/part/<client>/<id>/<part>."
     )
-    topic: NotYet = Field(None, description="Not yet: the newest frame of a camera.")
+    topic: Annotated[str, AfterValidator(_topic)] | None = Field(
+        None, max_length=512, description="The newest frame of this camera topic."
+    )
 
     @model_validator(mode="after")
     def _has_a_source(self) -> ImageRef:
-        if (self.b64 is None) == (self.part is None):
-            raise _question("images", "each needs b64 or part")
+        if [self.b64, self.part, self.topic].count(None) != 2:
+            raise _question("images", "each needs one of b64, part and topic")
         return self
 
 
@@ -178,7 +186,9 @@ class Request(_Message):
     reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
     session: NotYet = Field(None, description="Not yet: a conversation kept on the device.")
     images: tuple[ImageRef, ...] = Field(
-        (), fail_fast=True, description="Pictures to look at: [{b64} or {part}]; on in/frame only."
+        (),
+        fail_fast=True,
+        description="Pictures to look at: [{b64}, {part} or {topic}]; on in/frame only.",
     )
     detail: Detail = Field(
         "auto", description="Most crops a picture is cut into: low 1, auto 4, high 16, or 1 to 16."

@@ -99,9 +99,6 @@ class Service:
             else None
         )
         self._bulletin = Bulletin(settings, self._outbox, self._health, self._worker)
-        self._desk = Desk(
-            settings, self._worker, self._outbox, self._health, self._bulletin.publish_event
-        )
         self._notebook = Notebook(settings.state_dir / "watches.json")
         self._lookout = Lookout(
             settings,
@@ -109,6 +106,14 @@ class Service:
             self._worker,
             self._outbox,
             self._health,
+        )
+        self._desk = Desk(
+            settings,
+            self._worker,
+            self._outbox,
+            self._health,
+            self._bulletin.publish_event,
+            self._lookout.gallery.picture,
         )
         self._operations = Operations(
             settings,

@@ -154,6 +154,12 @@ class Vision(Section):
     parts_s: Seconds = Field(
         30, description="How long a request waits for its parts, and parts for their request."
     )
+    camera_topics: tuple[str, ...] = Field(
+        (), description="Topic filters of cameras whose newest frame a request may name."
+    )
+    camera_age_s: Seconds = Field(
+        60, description="Older frames of theirs are not given to a request."
+    )
     max_pixels: int = Field(25_000_000, ge=1, description="Most pixels of a picture.")
     max_side: int = Field(16_384, ge=1, description="Most pixels along one side of a picture.")
 
@@ -233,6 +239,15 @@ class Settings(BaseSettings):
             watches.check_all(self.watches, self.mqtt.base, self.vision.max_images)
         except Refused as refused:
             raise ValueError(f"watches: {refused.failure.message}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _cameras_are_others(self) -> Settings:
+        for one in self.vision.camera_topics:
+            if not topics.is_filter(one):
+                raise ValueError(f"vision.camera_topics: {one} is no topic filter")
+            if topics.overlap(one, f"{self.mqtt.base}/#"):
+                raise ValueError(f"vision.camera_topics: {one} covers topics of our own")
         return self
 
     @property

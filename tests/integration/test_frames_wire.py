@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rig import Daemon, serving
+from rig import Daemon, DaemonFactory, serving, until
 from wire import BASE, Heard, Requester
 
 pytestmark = pytest.mark.mosquitto
@@ -44,7 +44,8 @@ SOUND = png(64, 48)
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder: Path = tmp_path_factory.mktemp("frames")
     limits = {"vision__image_bytes": "200000", "limits__backlog_bytes": "1000000"}
-    with serving(folder, vision__parts_s="2", **limits) as daemon:
+    cameras = {"vision__camera_topics": '["cam/+"]', "vision__camera_age_s": "2"}
+    with serving(folder, vision__parts_s="2", **limits, **cameras) as daemon:
         yield daemon
 
 
@@ -138,6 +139,10 @@ JSON = {
     ),
     "detail 0": (in_json(SOUND, detail=0), "bad_request"),
     "detail 99": (in_json(SOUND, detail=99), "bad_request"),
+    "two sources": ({"prompt": "x", "images": [{"part": 0, "topic": "cam/a"}]}, "bad_request"),
+    "a filter": ({"prompt": "x", "images": [{"topic": "cam/+"}]}, "bad_request"),
+    "a topic not allowed": ({"prompt": "x", "images": [{"topic": "secret/a"}]}, "unauthorized"),
+    "a camera never heard": ({"prompt": "x", "images": [{"topic": "cam/never"}]}, "incomplete"),
     "a path": ({"prompt": "x", "images": [{"path": "/etc/passwd"}]}, "bad_request"),
     "an address": ({"prompt": "x", "images": [{"url": "http://x/y.jpg"}]}, "bad_request"),
 }
@@ -257,3 +262,65 @@ def test_parts_that_nobody_asks_for_are_forgotten_and_counted(asker: Requester) 
     health = asker.wait(lambda h: h.topic.endswith("/out/health"), 20).json
     assert health["parts_dropped_total"] > 0
     assert health["service_rss_mb"] < 150
+
+
+# The newest frame of a camera.
+
+
+def see(camera: str, **fields: Any) -> dict[str, Any]:
+    """A request that has the scripted engine say which pictures it was given."""
+    return {"prompt": '@script {"see": true}', "images": [{"topic": f"cam/{camera}"}], **fields}
+
+
+def digits(picture: bytes) -> str:
+    return hashlib.sha256(picture).hexdigest()[:12]
+
+
+def test_the_newest_frame_of_a_camera_is_looked_at(asker: Requester) -> None:
+    asker.publish("cam/door", png(8, 8))
+    asker.publish("cam/door", SOUND)
+    asker.publish("cam/yard", {"b64": base64.b64encode(png(9, 9)).decode()})
+    both = see("door")
+    both["images"].append({"topic": "cam/yard", "label": "yard"})
+    result = send(asker, both).json
+    assert result["text"].split() == [digits(SOUND), digits(png(9, 9))]
+    assert result["usage"]["image_tokens"] == 2 * TOKENS
+
+
+def test_a_retry_is_about_the_frame_that_was_there_when_it_was_asked(asker: Requester) -> None:
+    asker.publish("cam/gate", SOUND)
+    first = send(asker, see("gate", id="gate1")).json
+    asker.publish("cam/gate", png(10, 10))
+    again = send(asker, see("gate", id="gate1")).json
+    assert (again["text"], again["duplicate"]) == (first["text"], True)
+    fresh = send(asker, see("gate", id="gate2")).json
+    assert fresh["text"].split() == [digits(png(10, 10))]
+
+
+def test_a_camera_that_goes_silent_is_told(asker: Requester) -> None:
+    asker.publish("cam/attic", SOUND)
+    assert send(asker, see("attic")).json["type"] == "result"
+    until(lambda: send(asker, see("attic")).json.get("code") == "incomplete", 10)
+    error = send(asker, see("attic")).json
+    assert error["field"] == "images.0.topic"
+    assert "s old" in error["message"]
+
+
+def test_a_retained_frame_shows_what_was_there_once(
+    start_daemon: DaemonFactory, requester: Requester
+) -> None:
+    requester.publish("cam/cellar", SOUND, retain=True)
+    start_daemon(vision__camera_topics='["cam/+"]')
+    error = send(requester, see("cellar")).json
+    assert (error["code"], error["message"]) == (
+        "incomplete",
+        "cam/cellar has sent no frame so far",
+    )
+    requester.publish("cam/cellar", SOUND)
+    assert send(requester, see("cellar")).json["text"].split() == [digits(SOUND)]
+
+
+def test_a_camera_with_a_broken_frame_is_its_requests_error(asker: Requester) -> None:
+    asker.publish("cam/broken", b"no picture at all")
+    error = send(asker, see("broken")).json
+    assert (error["code"], error["field"]) == ("unsupported", "images")

@@ -13,6 +13,7 @@ import pytest
 from phid.broker import Connected, Inbound, Link, Protocol
 from phid.desk import Desk
 from phid.errors import Code, Failure
+from phid.gallery import Gallery, Rules
 from phid.health import Health
 from phid.intake import ArrivalRefused, Intake, RequestArrived
 from phid.messages import ErrorMessage
@@ -36,7 +37,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
             link, "s", Protocol.V5, resumed=False, refused=(), packet_bytes=1 << 21, window=10_000
         )
     )
-    desk = Desk(SETTINGS, None, outbox, Health(tmp_path), lambda _: None)
+    desk = Desk(SETTINGS, None, outbox, Health(tmp_path), lambda _: None, Gallery(Rules()).picture)
     yield desk
     client._reset_sockets()
 
