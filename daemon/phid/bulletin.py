@@ -21,7 +21,8 @@ class Bulletin:
     """Publishes status, info, health and events. Owner thread only; never waits.
 
     `session` names the connection that the status is told on, `refused_filters` are what the
-    broker would not let us subscribe to, `silenced` says that what is sent to us does not come.
+    broker would not let us subscribe to, `silenced` says that what is sent to us does not come,
+    `unkept` why the disk does not take what we accept.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Bulletin:
         self.session = "none"
         self.refused_filters: tuple[str, ...] = ()
         self.silenced = False
+        self.unkept: str | None = None
         self.state = State("loading")
         self._since = time.time()
         self._outbox = outbox
@@ -49,6 +51,7 @@ class Bulletin:
             draining=draining,
             refused_filters=self.refused_filters,
             silenced=self.silenced,
+            unkept=self.unkept,
         )
         if state == self.state:
             return False

@@ -54,6 +54,9 @@ KEYS: dict[str, str] = {
     "parts_dropped_total": "pictures sent apart that no request asked for in time",
     "messages_dropped_total": "reports not sent; never an outcome",
     "messages_refused_total": "publications the broker would not take from us: see its ACL",
+    "journal_mb": "size of what is kept on disk of requests and outcomes, MiB",
+    "journal_commit_ms_p99": "how long a commit takes, of the last 256: a request waits for one",
+    "journal_failures_total": "commits that the disk did not take",
     "uptime_s": "since the service started",
 }
 """Every key of out/health with its meaning; a sensor that is absent is an absent key."""
@@ -64,6 +67,7 @@ class Health:
 
     def __init__(self, models_dir: Path) -> None:
         self.counts: Counter[str] = Counter()
+        self.gauges: dict[str, float] = {}
         # Called before each sample, by whoever counts elsewhere.
         self.refresh: list[Callable[[], None]] = []
         self._ttft_ms: deque[float] = deque(maxlen=_SAMPLES)
@@ -115,6 +119,7 @@ class Health:
         ):
             if samples:
                 numbers[key] = round(percentile(list(samples), share), 1)
+        numbers |= self.gauges
         numbers["cpu_pct"] = psutil.cpu_percent()
         numbers["ram_used_mb"] = round(psutil.virtual_memory().used / _MIB)
         numbers["service_rss_mb"] = round(self._process.memory_info().rss / _MIB, 1)

@@ -17,7 +17,11 @@ from phid.topics import Address, Topics
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A sound request: it may still be refused for lack of room."""
+    """A sound request: it may still be refused for lack of room.
+
+    `inbound` is the message it came in; `of_cameras` are the places of those of its images that
+    it does not bring itself, but cameras showed.
+    """
 
     client: str
     id: str
@@ -33,6 +37,8 @@ class RequestArrived:
     deadline_s: float
     redelivered: bool
     reply: ReplyAddress
+    inbound: Inbound
+    of_cameras: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +184,7 @@ class Intake:
             deadline_s=deadline_s,
             redelivered=inbound.dup,
             reply=self._reply(inbound, address.client, request_id, request.reply_to),
+            inbound=inbound,
         )
 
     def _command(self, inbound: Inbound, address: Address) -> CommandArrived:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from phid.errors import Code, Refused
 from phid.jobs import Job
-from phid.messages import Outcome
+from phid.messages import Delta, Outcome
 from phid.requests import Request
 
 Key = tuple[str, str]
@@ -28,7 +29,12 @@ class ReplyAddress:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One accepted request, from its arrival to its outcome. Times are monotonic seconds."""
+    """One accepted request, from its arrival to its outcome. Times are monotonic seconds.
+
+    `number` is its place in the journal, if it is kept there: `mark` says whether it is on the
+    disk that deltas of it are published, `told` that the broker has its outcome. An outcome is
+    `published` once it is on its way, after `last_delta` if that has waited for the disk.
+    """
 
     client: str
     id: str
@@ -41,11 +47,16 @@ class Ticket:
     deadline: float
     topic: str
     id_given: bool
-    state: Literal["queued", "running", "ended"] = "queued"
+    state: Literal["queued", "running", "ended", "forgotten"] = "queued"
     lost_engines: int = 0
     outcome: Outcome | None = None
     forget_at: float = 0.0
     late_addresses: list[ReplyAddress] = field(default_factory=list)
+    number: int | None = None
+    mark: Literal["no", "asked", "written"] = "no"
+    published: bool = False
+    last_delta: Delta | None = None
+    told: bool = False
 
     @property
     def key(self) -> Key:
@@ -62,19 +73,33 @@ class Ticket:
         """True if its requester wants deltas."""
         return self.request.stream == "delta"
 
-    def also_answer(self, address: ReplyAddress) -> None:
-        """Send the outcome here too: somebody has asked again. Raises Refused if too many have."""
+    def also_answer(self, address: ReplyAddress) -> bool:
+        """Send the outcome here too: somebody has asked again. False if it would go there anyway.
+
+        Raises Refused if too many have.
+        """
         if address == self.address or address in self.late_addresses:
-            return
+            return False
         if len(self.late_addresses) >= _MAX_ADDRESSES:
             raise Refused(Code.BUSY, "too many reply topics for one request")
         self.late_addresses.append(address)
+        return True
 
 
 class Ledger:
-    """Every request that is open, and the outcomes of the last dedupe window."""
+    """Every request that is open, and the outcomes of the last dedupe window.
 
-    def __init__(self, *, keep_s: float, keep_entries: int) -> None:
+    `on_forget` is called with each ticket that is not known any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        keep_s: float,
+        keep_entries: int,
+        on_forget: Callable[[Ticket], None] = lambda _: None,
+    ) -> None:
+        self._on_forget = on_forget
         self.keep_s = keep_s
         self.keep_entries = keep_entries
         self._open: dict[Key, Ticket] = {}
@@ -113,6 +138,17 @@ class Ledger:
         if not ticket.id_given:
             self._unnamed[ticket.topic, ticket.digest] = ticket
 
+    def drop(self, ticket: Ticket) -> None:
+        """Know nothing of it any more: it was not taken after all."""
+        del self._open[ticket.key]
+        self._disown(ticket)
+
+    def recall(self, ticket: Ticket) -> None:
+        """Know a request that ended in an earlier run."""
+        self._ended[ticket.key] = ticket
+        if not ticket.id_given:
+            self._unnamed[ticket.topic, ticket.digest] = ticket
+
     def close(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
         """Keep the outcome for the dedupe window: as long as the deadline was, or keep_s."""
         del self._open[ticket.key]
@@ -135,5 +171,10 @@ class Ledger:
 
     def _forget(self, ticket: Ticket) -> None:
         del self._ended[ticket.key]
+        self._disown(ticket)
+        self._on_forget(ticket)
+
+    def _disown(self, ticket: Ticket) -> None:
+        ticket.state = "forgotten"
         if self._unnamed.get((ticket.topic, ticket.digest)) is ticket:
             del self._unnamed[ticket.topic, ticket.digest]

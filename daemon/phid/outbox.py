@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pydantic import BaseModel
@@ -27,6 +28,7 @@ class Publication:
 
     `outcome` marks what may never be dropped and is marked as a duplicate when sent again;
     anything else is forgotten with the connection it was sent on. `answer`: somebody waits.
+    `number`: the journal wants to know when the broker has it.
     """
 
     topic: str
@@ -37,12 +39,17 @@ class Publication:
     outcome: bool = False
     answer: bool = False
     sent_before: bool = False
+    number: int | None = None
 
 
 class Outbox:
-    """Sends what is put into it; the owner thread's own, and never waits."""
+    """Sends what is put into it; the owner thread's own, and never waits.
 
-    def __init__(self) -> None:
+    `on_told` is called with the number of each publication that had one and is done with.
+    """
+
+    def __init__(self, on_told: Callable[[int], None] = lambda _: None) -> None:
+        self.on_told = on_told
         self._link: Link | None = None
         self._window = 0
         self._packet_bytes = 0
@@ -93,11 +100,26 @@ class Outbox:
         self._waiting.append(publication)
         self._flush()
 
-    def answer(self, address: ReplyAddress, message: BaseModel) -> None:
-        """Publish a message to whoever asked."""
+    def answer(
+        self,
+        address: ReplyAddress,
+        message: BaseModel,
+        number: int | None = None,
+        *,
+        sent_before: bool = False,
+    ) -> None:
+        """Publish a message to whoever asked; `sent_before` marks an outcome as a duplicate."""
         outcome = isinstance(message, Result | ErrorMessage)
         self.put(
-            Publication(address.topic, message, address.correlation, outcome=outcome, answer=True)
+            Publication(
+                address.topic,
+                message,
+                address.correlation,
+                outcome=outcome,
+                answer=True,
+                sent_before=sent_before,
+                number=number,
+            )
         )
 
     def refuse(self, address: ReplyAddress, message: ErrorMessage) -> None:
@@ -133,6 +155,7 @@ class Outbox:
         if event.refusal is not None:
             _log.error("publish_refused", topic=publication.topic, reason=event.refusal)
             self.refused += 1
+        self._done(publication)
         self._flush()
 
     def _flush(self) -> None:
@@ -140,6 +163,7 @@ class Outbox:
             publication = self._waiting.popleft()
             payload = self._payload(publication)
             if payload is None:
+                self._done(publication)
                 continue
             mid = self._link.publish(
                 publication.topic,
@@ -151,6 +175,10 @@ class Outbox:
                 user=_user_properties(publication.message),
             )
             self._in_flight[mid] = publication
+
+    def _done(self, publication: Publication) -> None:
+        if publication.number is not None:
+            self.on_told(publication.number)
 
     def _payload(self, publication: Publication) -> bytes | None:
         message = publication.message

@@ -28,6 +28,7 @@ StateName = Literal["loading", "online", "degraded", "paused", "draining", "offl
 _LIVE = (
     "limits.",
     "vision.max",
+    "vision.camera",
     "vision.image",
     "vision.parts",
     "health.",
@@ -58,6 +59,7 @@ def state_of(
     draining: bool,
     refused_filters: tuple[str, ...],
     silenced: bool,
+    unkept: str | None,
 ) -> State:
     """The state that the facts amount to."""
     if draining:
@@ -76,6 +78,8 @@ def state_of(
         return State(
             "degraded", "requests do not reach us: see the broker's ACL for our in/ topics"
         )
+    if unkept is not None:
+        return State("degraded", f"what is accepted cannot be kept: {unkept}")
     return State("online")
 
 

@@ -21,6 +21,7 @@ from phid.broker import (
 )
 from phid.bulletin import Bulletin
 from phid.desk import Desk
+from phid.entries import JournalEvent, NotWritten, Written
 from phid.errors import Code, Failure, Refused
 from phid.health import Health
 from phid.intake import (
@@ -32,10 +33,12 @@ from phid.intake import (
     RequestArrived,
 )
 from phid.jobs import Load, LoadFailed, Ready
+from phid.journal import Journal
 from phid.lookout import Lookout
 from phid.loopback import Loopback
 from phid.operations import Operations
 from phid.outbox import Outbox
+from phid.records import Records
 from phid.rivals import Rivals
 from phid.roster import Notebook, Roster
 from phid.session import Session
@@ -78,7 +81,16 @@ class FrameCame:
     """A camera that had nothing new for a watch has something: the end of the turn sees to it."""
 
 
-Mail = FrameCame | BrokerEvent | EngineSaid | EngineEnded | Arrived | StatusHeard | Signalled
+Mail = (
+    FrameCame
+    | BrokerEvent
+    | EngineSaid
+    | EngineEnded
+    | JournalEvent
+    | Arrived
+    | StatusHeard
+    | Signalled
+)
 
 
 class Service:
@@ -99,6 +111,11 @@ class Service:
             else None
         )
         self._bulletin = Bulletin(settings, self._outbox, self._health, self._worker)
+        kept = settings.journal
+        path = settings.state_dir / "journal.db"
+        self._journal = (
+            Journal(path, self._mailbox.put, max_bytes=kept.max_bytes) if kept.enabled else None
+        )
         self._notebook = Notebook(settings.state_dir / "watches.json")
         self._lookout = Lookout(
             settings,
@@ -107,6 +124,7 @@ class Service:
             self._outbox,
             self._health,
         )
+        self._records = Records(self._journal, self._health)
         self._desk = Desk(
             settings,
             self._worker,
@@ -114,6 +132,7 @@ class Service:
             self._health,
             self._bulletin.publish_event,
             self._lookout.gallery.picture,
+            self._records,
         )
         self._operations = Operations(
             settings,
@@ -166,6 +185,8 @@ class Service:
             if self._worker is not None:
                 self._worker.stop()
             self._notebook.stop()
+            if self._journal is not None:
+                self._journal.stop()
         _log.info("service_stopped")
         return self._operations.exit_status
 
@@ -179,6 +200,8 @@ class Service:
             self._due["watchdog"] = now + interval
         if self._worker is not None:
             self._worker.start()
+        if self._journal is not None:
+            self._desk.recover(self._journal.open(), self._operations.intake, now, time.time())
         self._operations.look(now)
         self._session.start()
         notify.notify("READY=1")
@@ -204,7 +227,7 @@ class Service:
             self._take(mail, now)
         self._tick(now)
 
-    def _take(self, mail: Mail, now: float) -> None:  # noqa: C901 - one case for each mail
+    def _take(self, mail: Mail, now: float) -> None:  # noqa: C901, PLR0912 - one case for each mail
         match mail:
             case EngineSaid():
                 self._engine_said(mail, now)
@@ -212,10 +235,14 @@ class Service:
                 self._outbox.sent(mail)
                 self._loopback.sent(mail)
             case Arrived(arrival, decided):
+                being_written = False
                 try:
-                    self._decide(arrival, now)
+                    being_written = self._decide(arrival, now, decided)
                 finally:
-                    decided.set()
+                    if not being_written:
+                        decided.set()
+            case Written() | NotWritten():
+                self._desk.written(mail, now)
             case Connected():
                 self._connected(mail, now)
             case Disconnected():
@@ -236,6 +263,7 @@ class Service:
         self._desk.tick(now)
         self._loopback.tick(now)
         self._bulletin.silenced = self._loopback.silenced
+        self._bulletin.unkept = self._records.failing
         if self._worker is not None:
             self._worker.tick(now)
         for name in [name for name, at in self._due.items() if at <= now]:
@@ -286,12 +314,13 @@ class Service:
         while not decided.wait(0.1) and not self._ended:
             pass
 
-    def _decide(self, arrival: Arrival, now: float) -> None:
+    def _decide(self, arrival: Arrival, now: float, decided: threading.Event) -> bool:
+        """True if `decided` will be set by the journal, for what was accepted is being written."""
         match arrival:
             case RequestArrived():
-                self._desk.take(arrival, now)
+                return self._desk.take(arrival, now, decided)
             case PartArrived():
-                self._desk.take_part(arrival, now)
+                return self._desk.take_part(arrival, now, decided)
             case CancelArrived(client, request_id):
                 self._desk.cancel(client, request_id, now)
             case CommandArrived() if self._loopback.heard(arrival.id):
@@ -306,6 +335,7 @@ class Service:
                     self._desk.refuse(reply_to, request_id, failure)
                 else:
                     self._outbox.answer(reply_to, control.refusal(request_id, verb, failure))
+        return False
 
     def _disconnected(self, disconnected: Disconnected) -> None:
         self._outbox.disconnect()
@@ -385,19 +415,17 @@ class Service:
     def _farewell(self) -> None:
         """Answer what is still open, say goodbye, and see both acknowledged."""
         now = time.monotonic()
-        self._desk.end_running(now)
-        self._desk.end_waiting(Failure(Code.DRAINING, "the device was stopped"), now)
+        self._desk.leave(now)
         self._bulletin.farewell(self._desk.backlog)
         late = now + _FAREWELL_S
-        while len(self._outbox) and self._outbox.connected and time.monotonic() < late:
+        while self._is_owed_something and time.monotonic() < late:
             try:
                 mail = self._mailbox.get(timeout=0.1)
             except queue.Empty:
                 continue
-            if isinstance(mail, Sent):
-                self._outbox.sent(mail)
-            elif isinstance(mail, Disconnected):
-                self._outbox.disconnect()
-            elif isinstance(mail, Arrived):
-                self._decide(mail.arrival, time.monotonic())
-                mail.decided.set()
+            if isinstance(mail, Sent | Disconnected | Arrived | Written | NotWritten):
+                self._take(mail, time.monotonic())
+
+    @property
+    def _is_owed_something(self) -> bool:
+        return bool(self._desk.unpublished or (len(self._outbox) and self._outbox.connected))

@@ -164,6 +164,17 @@ class Vision(Section):
     max_side: int = Field(16_384, ge=1, description="Most pixels along one side of a picture.")
 
 
+class Journal(Section):
+    """What is accepted is kept on disk until it is answered."""
+
+    enabled: bool = Field(
+        True, description="false: a restart forgets what was accepted; for disks not to be written."
+    )
+    max_bytes: int = Field(
+        268_435_456, ge=1 << 20, description="Largest size; beyond it new requests are busy."
+    )
+
+
 class Stream(Section):
     """How answers are streamed."""
 
@@ -219,6 +230,7 @@ class Settings(BaseSettings):
     engine: Engine = Engine()
     limits: Limits = Limits()
     vision: Vision = Vision()
+    journal: Journal = Journal()
     stream: Stream = Stream()
     health: Health = Health()
     log: Log = Log()

@@ -76,7 +76,7 @@ BAD: dict[str, tuple[bytes | str, str, str | None]] = {
     ),
     "session": (text(session="s"), "unsupported", "session"),
     "images as text": (text(images=[{"b64": "aGk="}]), "unsupported", "images"),
-    "an image of a camera": (text(images=[{"topic": "a/b"}]), "unsupported", "images.0.topic"),
+    "an image of a camera": (text(images=[{"topic": "a/b"}]), "unsupported", "images"),
     "detail 0": (text(detail=0), "bad_request", None),
     "detail 99": (text(detail=99), "bad_request", None),
     "JSON format": (text(format={"type": "json_schema", "schema": {}}), "unsupported", "format"),

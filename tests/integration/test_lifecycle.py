@@ -265,7 +265,7 @@ def test_a_stop_in_mid_answer_lets_it_and_what_waits_end(
 def test_a_stop_that_takes_too_long_ends_with_the_text_so_far(
     start_daemon: DaemonFactory, watcher: Requester
 ) -> None:
-    daemon = start_daemon(limits__drain_s=0.5)
+    daemon = start_daemon(limits__drain_s=0.5, journal__enabled="false")
     start_long(watcher)
     watcher.request({"prompt": "waits", "id": "waiting"})
     assert daemon.stop(timeout=10) == 0

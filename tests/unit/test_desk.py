@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import paho.mqtt.client as paho
 import pytest
@@ -18,6 +19,7 @@ from phid.health import Health
 from phid.intake import ArrivalRefused, Intake, RequestArrived
 from phid.messages import ErrorMessage
 from phid.outbox import Outbox
+from phid.records import Records
 from phid.settings import Limits, Settings
 
 SETTINGS = Settings(device="dev", limits=Limits(backlog=20, per_client=10))
@@ -37,7 +39,15 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
             link, "s", Protocol.V5, resumed=False, refused=(), packet_bytes=1 << 21, window=10_000
         )
     )
-    desk = Desk(SETTINGS, None, outbox, Health(tmp_path), lambda _: None, Gallery(Rules()).picture)
+    desk = Desk(
+        SETTINGS,
+        None,
+        outbox,
+        Health(tmp_path),
+        lambda _: None,
+        Gallery(Rules()).picture,
+        Records(None, Health(tmp_path)),
+    )
     yield desk
     client._reset_sockets()
 
@@ -52,7 +62,7 @@ def arrived(payload: str, client: str = "c") -> RequestArrived | ArrivalRefused:
 def fill(desk: Desk, clients: int) -> None:
     for n in range(clients):
         for _ in range(10):
-            desk.take(arrived(PROMPT % ("x", ""), f"c{n}"), 0.0)  # type: ignore[arg-type]
+            desk.take(arrived(PROMPT % ("x", ""), f"c{n}"), 0.0, Event())  # type: ignore[arg-type]
 
 
 def close(desk: Desk) -> None:
@@ -60,7 +70,7 @@ def close(desk: Desk) -> None:
 
 
 def known(desk: Desk) -> None:
-    desk.take(arrived(PROMPT % ("x", ', "id": "i"'), "known"), 0.0)  # type: ignore[arg-type]
+    desk.take(arrived(PROMPT % ("x", ', "id": "i"'), "known"), 0.0, Event())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,7 @@ def test_a_refusal_takes_less_than_a_millisecond_of_the_owners_time(
     for _ in range(SAMPLES):
         began = time.thread_time()
         if isinstance(arrival, RequestArrived):
-            desk.take(arrival, 1.0)
+            desk.take(arrival, 1.0, Event())
         else:
             desk.refuse(arrival.reply, arrival.id, arrival.failure)
         taken.append(time.thread_time() - began)
@@ -105,8 +115,8 @@ def test_a_flood_of_retries_is_not_kept(desk: Desk) -> None:
     desk._outbox.disconnect()
     first = arrived(PROMPT % ("x", ', "id": "i"'))
     assert isinstance(first, RequestArrived)
-    desk.take(first, 0.0)
+    desk.take(first, 0.0, Event())
     desk.cancel("c", "i", 1.0)
     for _ in range(5000):
-        desk.take(first, 2.0)
+        desk.take(first, 2.0, Event())
     assert len(desk._outbox) < 2100

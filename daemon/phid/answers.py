@@ -1,0 +1,135 @@
+"""What requesters are told: one outcome for each request, again for whoever asks again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from phid import log, messages
+from phid.entries import Ended, Entry, Marked
+from phid.errors import Code, Failure
+from phid.health import Health
+from phid.intake import RequestArrived
+from phid.ledger import Ledger, ReplyAddress, Ticket
+from phid.messages import ErrorMessage, JobEvent, Outcome, Result
+from phid.outbox import Outbox
+from phid.records import Records
+from phid.topics import Topics
+
+_log = log.get("answers")
+
+
+class Answers:
+    """Ends tickets. An outcome is published when it is on the disk. Owner thread only.
+
+    `tell` gets an event for each job that ended; `model` is whose jobs they are.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        ledger: Ledger,
+        records: Records,
+        outbox: Outbox,
+        health: Health,
+        tell: Callable[[JobEvent], None],
+        model: str | None,
+    ) -> None:
+        self.ledger = ledger
+        self.records = records
+        self.unpublished = 0
+        self._topics = topics
+        self._outbox = outbox
+        self._health = health
+        self._tell = tell
+        self._model = model
+
+    def refuse(self, reply: ReplyAddress, request_id: str, failure: Failure) -> None:
+        """Tell a sender that its request was not taken; nothing else is touched."""
+        self._health.count("jobs_busy" if failure.code is Code.BUSY else "jobs_refused")
+        self._outbox.refuse(reply, messages.error_message(request_id, failure))
+
+    def again(self, ticket: Ticket, arrived: RequestArrived, decided: threading.Event) -> bool:
+        """Answer one who asks the same again. True if that is being written; raises Refused."""
+        self._health.count("jobs_duplicate")
+        reply = arrived.reply
+        if not arrived.id_given and reply.topic == self._topics.res(arrived.client, arrived.id):
+            # The id in it was made up just now, and nobody knows it.
+            reply = ReplyAddress(self._topics.res(ticket.client, ticket.id), reply.correlation)
+        if ticket.outcome is None or not ticket.published:
+            return ticket.also_answer(reply) and self.records.ask_again(ticket, reply, decided)
+        self._outbox.repeat(reply, ticket.outcome.model_copy(update={"duplicate": True}))
+        return False
+
+    def end_with_error(self, ticket: Ticket, failure: Failure, now: float) -> None:
+        """End a request with an error."""
+        counter = {
+            Code.CANCELLED: "jobs_cancelled",
+            Code.EXPIRED: "jobs_expired",
+            Code.ENGINE_LOST: "jobs_engine_lost",
+        }.get(failure.code, "jobs_error")
+        message = messages.error_message(ticket.id, failure)
+        self.end(ticket, message, counter, failure.code, now)
+
+    def end(self, ticket: Ticket, outcome: Outcome, counter: str, word: str, now: float) -> None:
+        """End a request: counted as `counter`, told in events as `word`."""
+        self.ledger.close(ticket, outcome, now)
+        self._health.count(counter)
+        self.unpublished += 1
+        if not self.records.end(ticket, outcome):
+            self._publish(ticket)
+        self.ledger.prune(now)
+        total_ms = round((now - ticket.arrived) * 1000)
+        tokens = outcome.usage.output_tokens if isinstance(outcome, Result) else 0
+        self._tell(
+            JobEvent(
+                ts=int(time.time()),
+                id=ticket.id,
+                client=ticket.client,
+                outcome=word,
+                model=self._model,
+                output_tokens=tokens,
+                total_ms=total_ms,
+                tags=ticket.request.tags or None,
+            )
+        )
+        fields = {"code": outcome.code} if isinstance(outcome, ErrorMessage) else {}
+        _log.info(
+            "job_ended",
+            id=ticket.id,
+            client=ticket.client,
+            outcome=str(word),
+            tokens=tokens,
+            total_ms=total_ms,
+            **fields,
+        )
+
+    def written(self, entry: Entry) -> None:
+        """Do what has waited for this to be on the disk."""
+        if isinstance(entry, Marked | Ended) and (ticket := self.records.ticket(entry.number)):
+            if isinstance(entry, Marked):
+                ticket.mark = "written"
+            elif not ticket.published:
+                self._publish(ticket)
+
+    def owe(self, ticket: Ticket) -> None:
+        """Publish an outcome of an earlier run: whether the broker has it is not known."""
+        assert ticket.outcome is not None
+        ticket.published = True
+        for address in (ticket.address, *ticket.late_addresses):
+            number = ticket.number if address is ticket.address else None
+            self._outbox.answer(address, ticket.outcome, number, sent_before=True)
+
+    def _publish(self, ticket: Ticket) -> None:
+        outcome = ticket.outcome
+        assert outcome is not None
+        ticket.published = True
+        self.unpublished -= 1
+        if ticket.last_delta is not None:
+            address = ticket.address
+            self._outbox.send_now(address.topic, ticket.last_delta, address.correlation)
+            ticket.last_delta = None
+        self._outbox.answer(ticket.address, outcome, ticket.number)
+        for address in ticket.late_addresses:
+            self._outbox.answer(address, outcome.model_copy(update={"duplicate": True}))

@@ -1,0 +1,127 @@
+"""What is written of a request, entry by entry, and what an earlier run has left: values."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from phid.broker import Inbound
+from phid.ledger import ReplyAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request is taken: `inbound` as it came, `number` in the order of acceptance.
+
+    Times are Unix seconds. `pictures` are those that it does not bring itself: what cameras showed,
+    by -1 minus their place in the request.
+    """
+
+    number: int
+    client: str
+    id: str
+    id_given: bool
+    digest: str
+    inbound: Inbound
+    address: ReplyAddress
+    accepted_ts: float
+    deadline_ts: float
+    pictures: tuple[tuple[int, bytes], ...] = ()
+    decided: threading.Event | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskedAgain:
+    """Somebody else wants that request's outcome, too."""
+
+    number: int
+    address: ReplyAddress
+    decided: threading.Event | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartKept:
+    """A picture sent apart: part `n` of a request that may still be to come."""
+
+    client: str
+    id: str
+    n: int
+    data: bytes
+    ts: float
+    decided: threading.Event | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A delta of it is about to be published: it is not run again from here on."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Its outcome, as JSON."""
+
+    number: int
+    outcome: str
+    ts: float
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The broker has its outcome."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Its dedupe window is over, or it was not taken after all."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """Nothing, but written: whether the disk takes it."""
+
+
+Entry = Accepted | AskedAgain | PartKept | Marked | Ended | Told | Forgotten | Tried
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """These are on the disk."""
+
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NotWritten:
+    """This is not, and why."""
+
+    entry: Entry
+    reason: str
+
+
+JournalEvent = Written | NotWritten
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A request as an earlier run has left it; `inbound` only while it has no outcome."""
+
+    accepted: Accepted
+    marked: bool
+    addresses: tuple[ReplyAddress, ...]
+    outcome: str | None
+    ended_ts: float
+    told: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What an earlier run has left: requests in the order of acceptance, and parts."""
+
+    rows: tuple[Row, ...] = ()
+    parts: tuple[PartKept, ...] = ()

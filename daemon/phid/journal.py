@@ -1,0 +1,255 @@
+"""What was accepted and what became of it, on disk: a SQLite file, written by one thread.
+
+One write for each request, one mark before its first delta, one for its outcome; none for a token.
+What comes while a commit is under way goes into the next one. A commit is on the disk when it is
+told of (WAL, synchronous=FULL), as far as the disk keeps its word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from phid import log, tables
+from phid.entries import (
+    Accepted,
+    AskedAgain,
+    Entry,
+    JournalEvent,
+    Left,
+    NotWritten,
+    PartKept,
+    Written,
+)
+from phid.settings import SettingsError
+
+_APPLICATION_ID = 0x70686964  # "phid"
+_GROUP = 256
+_PAGE_BYTES = 4096
+# Outcomes must find room when no request does any more.
+_HEADROOM = 1.25
+_SAMPLES = 256
+_log = log.get("journal")
+
+
+class JournalTooNewError(SettingsError):
+    """A later version of phid has written this file."""
+
+
+class Journal:
+    """The file, and the thread that writes it. `post` is called on that thread.
+
+    `failing` says why the last thing could not be written. Owner thread only, but for `post`.
+    """
+
+    def __init__(self, path: Path, post: Callable[[JournalEvent], None], *, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.failing: str | None = None
+        self.used_bytes = 0
+        self.failures = 0
+        self.commit_ms: deque[float] = deque(maxlen=_SAMPLES)
+        self._path = path
+        self._post = post
+        self._database: sqlite3.Connection | None = None
+        self._later: list[Entry] = []
+        self._batches: queue.SimpleQueue[tuple[Entry, ...] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+
+    def open(self) -> Left:
+        """What was left, and the thread started. Raises JournalTooNewError.
+
+        A file that is damaged or not ours is set aside, and a new one begun. One that cannot be
+        opened is tried again at each write.
+        """
+        left = Left()
+        for _ in range(2):
+            try:
+                self._database = self._connect()
+                left = tables.read(self._database)
+                break
+            except sqlite3.DatabaseError as error:
+                if not self._is_damage(error):
+                    self._failed(error)
+                    break
+                self._put_aside(str(error))
+            except OSError as error:
+                self._failed(error)
+                break
+        self._thread.start()
+        return left
+
+    def write(self, entry: Entry) -> None:
+        """Have this written at once; Written or NotWritten follows."""
+        self._batches.put((*self._later, entry))
+        self._later = []
+
+    def write_later(self, entry: Entry) -> None:
+        """Have this written with the next that is written at once: nothing depends on it."""
+        self._later.append(entry)
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Wait until everything is on the disk."""
+        if self._thread.ident is None:
+            return
+        if self._later:
+            self._batches.put(tuple(self._later))
+            self._later = []
+        self._batches.put(None)
+        self._thread.join(timeout_s)
+
+    # The thread.
+
+    def _run(self) -> None:
+        ended = False
+        while not ended and (batch := self._batches.get()) is not None:
+            entries = list(batch)
+            while len(entries) < _GROUP:
+                try:
+                    more = self._batches.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    ended = True
+                    break
+                entries += more
+            self._commit_all(entries)
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.close()
+
+    def _commit_all(self, entries: list[Entry]) -> None:
+        """All in one commit, or else one by one: an outcome may fit where a frame does not."""
+        began = time.monotonic()
+        if self._commit(entries) is None:
+            self._written(entries)
+        else:
+            for entry in entries:
+                if (reason := self._commit([entry])) is None:
+                    self._written([entry])
+                else:
+                    self._post(NotWritten(entry, reason))
+        self.commit_ms.append((time.monotonic() - began) * 1e3)
+
+    def _written(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            # Before the owner hears of it: what the broker waits for is on the disk.
+            if isinstance(entry, Accepted | AskedAgain | PartKept) and entry.decided is not None:
+                entry.decided.set()
+        self._post(Written(tuple(entries)))
+
+    def _commit(self, entries: Iterable[Entry]) -> str | None:
+        """Why it failed; None when it is done."""
+        try:
+            if self._database is None:
+                self._database = self._connect()
+            with _transaction(self._database):
+                for entry in entries:
+                    tables.apply(self._database, entry)
+            self._measure(self._database)
+        except (sqlite3.Error, OSError) as error:
+            if self._is_damage(error):
+                self._put_aside(str(error))
+            return self._failed(error)
+        if self.failing is not None:
+            _log.info("journal_writes_again")
+        self.failing = None
+        return None
+
+    def _failed(self, error: Exception) -> str:
+        self.failures += 1
+        reason = f"{self._path}: {error}"
+        if self.failing is None:
+            _log.error("journal_not_written", reason=reason)
+        self.failing = reason
+        if isinstance(error, OSError) or "disk I/O" in str(error) or "readonly" in str(error):
+            self._close()
+        return reason
+
+    def _close(self) -> None:
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.close()
+        self._database = None
+
+    def _is_damage(self, error: Exception) -> bool:
+        """True for a file that SQLite cannot make sense of, or that is not ours."""
+        return isinstance(error, sqlite3.DatabaseError) and not isinstance(
+            error, sqlite3.OperationalError | sqlite3.IntegrityError | sqlite3.ProgrammingError
+        )
+
+    def _put_aside(self, reason: str) -> None:
+        """Keep a file that cannot be used for whoever wants to look into it."""
+        self._close()
+        aside = self._path.with_name(f"{self._path.name}.{time.time_ns() // 1_000_000}.bad")
+        with contextlib.suppress(OSError):
+            self._path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                self._path.with_name(self._path.name + suffix).replace(
+                    aside.with_name(aside.name + suffix)
+                )
+        _log.error("journal_set_aside", reason=reason, kept=str(aside))
+
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, timeout=2.0
+        )
+        try:
+            self._prepare(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        # No other process may write it, and none needs its shared memory.
+        database.execute("PRAGMA locking_mode=EXCLUSIVE")
+        (application,) = database.execute("PRAGMA application_id").fetchone()
+        (schema,) = database.execute("PRAGMA user_version").fetchone()
+        (count,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if count and application != _APPLICATION_ID:
+            raise sqlite3.DatabaseError("it is another program's")
+        if schema > tables.SCHEMA:
+            raise JournalTooNewError(
+                f"{self._path} was written by a later version of phid (schema {schema}, this one "
+                f"knows {tables.SCHEMA}): run that one, or move the file away"
+            )
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        database.execute(f"PRAGMA journal_size_limit={16 << 20}")
+        database.execute(f"PRAGMA max_page_count={int(self.max_bytes * _HEADROOM) // _PAGE_BYTES}")
+        if not count:
+            with _transaction(database):
+                database.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+                database.execute(f"PRAGMA user_version={tables.SCHEMA}")
+                for statement in tables.CREATE.split(";"):
+                    database.execute(statement)
+        (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if sound != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged: {sound}")
+        self._measure(database)
+
+    def _measure(self, database: sqlite3.Connection) -> None:
+        (pages,) = database.execute("PRAGMA page_count").fetchone()
+        (free,) = database.execute("PRAGMA freelist_count").fetchone()
+        self.used_bytes = (pages - free) * _PAGE_BYTES
+
+
+@contextlib.contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        # Some errors have rolled it back already.
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise

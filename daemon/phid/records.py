@@ -1,0 +1,181 @@
+"""The owner's side of the journal: which request is written how far, and what waits for that."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from phid import messages
+from phid.entries import (
+    Accepted,
+    AskedAgain,
+    Ended,
+    Entry,
+    Forgotten,
+    Marked,
+    PartKept,
+    Told,
+    Tried,
+)
+from phid.errors import Code, Refused
+from phid.health import Health, percentile
+from phid.intake import PartArrived, RequestArrived
+from phid.jobs import Image
+from phid.journal import Journal
+from phid.ledger import ReplyAddress, Ticket
+from phid.messages import Outcome
+
+# How long after a write that failed the disk is tried again.
+_TRY_AGAIN_S = 1.0
+
+
+class Records:
+    """Numbers what is to be written and hands it to the journal. Owner thread only; never waits.
+
+    Without a journal, and for what came at QoS 0, nothing is written and nothing waits.
+    """
+
+    def __init__(
+        self, journal: Journal | None, health: Health, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._health = health
+        health.refresh.append(self._count)
+        self._journal = journal
+        self._wall = wall
+        self._next = 1
+        self._tickets: dict[int, Ticket] = {}
+        self._try_at = 0.0
+
+    @property
+    def failing(self) -> str | None:
+        """Why nothing can be written at present."""
+        return self._journal.failing if self._journal is not None else None
+
+    def tick(self, now: float) -> None:
+        """Try again what could not be written."""
+        if self.failing is not None and now >= self._try_at:
+            assert self._journal is not None
+            self._try_at = now + _TRY_AGAIN_S
+            self._journal.write(Tried())
+
+    def check_room(self, arrived: RequestArrived) -> None:
+        """Raises Refused (busy) for a request that could not be written."""
+        journal = self._journal
+        if journal is None or not arrived.inbound.qos:
+            return
+        retry_after_ms = round(_TRY_AGAIN_S * 1000)
+        if journal.failing is not None:
+            says = f"what is accepted cannot be kept: {journal.failing}"
+            raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
+        if journal.used_bytes + arrived.size_bytes > journal.max_bytes:
+            says = f"the journal is full: {journal.used_bytes} bytes"
+            raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
+
+    def accept(self, ticket: Ticket, arrived: RequestArrived, decided: threading.Event) -> bool:
+        """True if it is being written, and `decided` set when it is."""
+        if self._journal is None or not arrived.inbound.qos:
+            return False
+        now, wall = ticket.arrived, self._wall()
+        self._number(ticket, self._next)
+        # A part's bytes have an entry of their own, and the payload brings the rest.
+        pictures = tuple(
+            (-1 - n, image.data)
+            for n, image in enumerate(arrived.images)
+            if n in arrived.of_cameras and isinstance(image, Image)
+        )
+        entry = Accepted(
+            number=self._next,
+            client=ticket.client,
+            id=ticket.id,
+            id_given=ticket.id_given,
+            digest=ticket.digest,
+            inbound=arrived.inbound,
+            address=ticket.address,
+            accepted_ts=wall,
+            deadline_ts=wall + ticket.deadline - now,
+            pictures=pictures,
+            decided=decided,
+        )
+        self._next += 1
+        self._journal.write(entry)
+        return True
+
+    def ask_again(self, ticket: Ticket, address: ReplyAddress, decided: threading.Event) -> bool:
+        """The same for another who wants its outcome."""
+        if self._journal is None or ticket.number is None:
+            return False
+        self._journal.write(AskedAgain(ticket.number, address, decided))
+        return True
+
+    def keep_part(self, arrived: PartArrived, decided: threading.Event) -> bool:
+        """The same for a picture sent apart."""
+        if self._journal is None or not isinstance(arrived.part, bytes):
+            return False
+        part = arrived.part
+        ts = self._wall()
+        self._journal.write(PartKept(arrived.client, arrived.id, arrived.n, part, ts, decided))
+        return True
+
+    def mark(self, ticket: Ticket) -> None:
+        """Have it on the disk that deltas of it are published, from soon on."""
+        if self._journal is None or ticket.number is None:
+            ticket.mark = "written"
+        elif ticket.mark == "no":
+            ticket.mark = "asked"
+            self._journal.write(Marked(ticket.number))
+
+    def end(self, ticket: Ticket, outcome: Outcome) -> bool:
+        """True if its outcome is being written, and to be published when it is."""
+        if self._journal is None or ticket.number is None:
+            return False
+        payload = messages.encode(outcome).decode()
+        self._journal.write(Ended(ticket.number, payload, self._wall()))
+        return True
+
+    def told(self, number: int) -> None:
+        """The broker has the outcome."""
+        ticket = self._tickets.get(number)
+        if self._journal is None or ticket is None:
+            return
+        if ticket.state == "forgotten":
+            del self._tickets[number]
+            self._journal.write_later(Forgotten(number))
+        elif not ticket.told:
+            ticket.told = True
+            self._journal.write_later(Told(number))
+
+    def forget(self, ticket: Ticket) -> None:
+        """Nobody may ask for its outcome again; it stays until the broker has it."""
+        if self._journal is None or ticket.number is None:
+            return
+        if ticket.told or ticket.outcome is None:
+            self._tickets.pop(ticket.number, None)
+            self._journal.write_later(Forgotten(ticket.number))
+
+    def restore(self, ticket: Ticket, number: int) -> None:
+        """Know a ticket that an earlier run has written."""
+        self._number(ticket, number)
+        self._next = max(self._next, number + 1)
+
+    def ticket(self, number: int) -> Ticket | None:
+        """The ticket of this number, unless it is forgotten."""
+        return self._tickets.get(number)
+
+    def not_written(self, entry: Entry) -> None:
+        """Keep what must be tried again."""
+        if self._journal is not None and isinstance(entry, Ended | Told | Forgotten):
+            self._journal.write_later(entry)
+
+    def _count(self) -> None:
+        journal, gauges = self._journal, self._health.gauges
+        if journal is None:
+            return
+        self._health.counts["journal_failures"] = journal.failures
+        gauges["journal_mb"] = round(journal.used_bytes / 2**20, 1)
+        if samples := list(journal.commit_ms):
+            gauges["journal_commit_ms_p99"] = round(percentile(samples, 0.99), 1)
+
+    def _number(self, ticket: Ticket, number: int) -> None:
+        ticket.number = number
+        self._tickets[number] = ticket

@@ -1,0 +1,109 @@
+"""What an earlier run has written, as tickets: what runs again, what has ended, what is owed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from phid import messages
+from phid.attachments import Picture, TopicRef
+from phid.entries import Row
+from phid.errors import Code, Failure
+from phid.intake import ArrivalRefused, Intake, RequestArrived
+from phid.jobs import Image, Job
+from phid.ledger import ReplyAddress, Ticket
+from phid.messages import ErrorMessage, Result
+from phid.requests import Request
+
+_STARTED = Failure(Code.ENGINE_LOST, "the service was started anew while it was being answered")
+# What a closed ticket has in place of what was asked.
+_ASKED = Request(prompt="-")
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A request that is still to be answered; its pictures are complete but for parts."""
+
+    number: int
+    arrived: RequestArrived
+    arrived_at: float
+    addresses: tuple[ReplyAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A request of which nothing is to be run: `ticket.outcome`, or else `failure` is told."""
+
+    number: int
+    ticket: Ticket
+    failure: Failure | None = None
+
+
+def read(
+    rows: tuple[Row, ...], intake: Intake, *, now: float, wall: float, keep_s: float
+) -> Iterator[Again | Over]:
+    """What has become of each request, in the order of acceptance.
+
+    `now` is monotonic, `wall` Unix time, in seconds. A clock that was set back, or is not set yet,
+    makes a request no older than new.
+    """
+    for row in rows:
+        accepted = row.accepted
+        age_s = max(wall - accepted.accepted_ts, 0.0)
+        span_s = accepted.deadline_ts - accepted.accepted_ts
+        if row.outcome is not None:
+            ticket = _ticket(row, now - age_s, span_s)
+            outcome = messages.decode_answer(row.outcome.encode())
+            assert isinstance(outcome, Result | ErrorMessage)
+            ticket.outcome, ticket.state, ticket.told = outcome, "ended", row.told
+            since_s = max(wall - row.ended_ts, 0.0)
+            ticket.forget_at = now - since_s + max(keep_s, span_s)
+            yield Over(accepted.number, ticket)
+            continue
+        arrival = None if row.marked else intake.read(accepted.inbound)
+        if not isinstance(arrival, RequestArrived):
+            # Other settings may not take what these took.
+            failure = arrival.failure if isinstance(arrival, ArrivalRefused) else _STARTED
+            yield Over(accepted.number, _ticket(row, now - age_s, span_s), failure)
+            continue
+        shown = dict(accepted.pictures)
+        yield Again(
+            accepted.number,
+            replace(
+                arrival,
+                id=accepted.id,
+                id_given=accepted.id_given,
+                digest=accepted.digest,
+                reply=accepted.address,
+                deadline_s=span_s - age_s,
+                images=tuple(_shown(p, shown.get(-1 - n)) for n, p in enumerate(arrival.images)),
+                size_bytes=arrival.size_bytes + sum(len(data) for data in shown.values()),
+            ),
+            now - age_s,
+            row.addresses,
+        )
+
+
+def _shown(picture: Picture, data: bytes | None) -> Picture:
+    """A camera's frame as it was when the request came."""
+    if isinstance(picture, TopicRef) and data is not None:
+        return Image(data, picture.label)
+    return picture
+
+
+def _ticket(row: Row, arrived: float, span_s: float) -> Ticket:
+    accepted = row.accepted
+    return Ticket(
+        client=accepted.client,
+        id=accepted.id,
+        digest=accepted.digest,
+        request=_ASKED,
+        job=Job("", ()),
+        size_bytes=0,
+        address=accepted.address,
+        arrived=arrived,
+        deadline=arrived + span_s,
+        topic=accepted.inbound.topic,
+        id_given=accepted.id_given,
+        late_addresses=list(row.addresses),
+    )

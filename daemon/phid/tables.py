@@ -1,0 +1,167 @@
+"""The journal's tables: how entries change them, and what they say."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import assert_never
+
+from phid.broker import Inbound
+from phid.entries import (
+    Accepted,
+    AskedAgain,
+    Ended,
+    Entry,
+    Forgotten,
+    Left,
+    Marked,
+    PartKept,
+    Row,
+    Told,
+    Tried,
+)
+from phid.ledger import ReplyAddress
+
+SCHEMA = 1
+"""The version of the tables; a file of a later one is refused, never guessed at."""
+
+CREATE = """
+CREATE TABLE requests (
+    number INTEGER PRIMARY KEY, client TEXT NOT NULL, id TEXT NOT NULL, id_given INTEGER NOT NULL,
+    digest TEXT NOT NULL, topic TEXT NOT NULL, reply_topic TEXT NOT NULL, correlation BLOB,
+    accepted_ts REAL NOT NULL, deadline_ts REAL NOT NULL, marked INTEGER NOT NULL DEFAULT 0,
+    outcome TEXT, ended_ts REAL, told INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE payloads (number INTEGER PRIMARY KEY, payload BLOB NOT NULL, properties TEXT NOT NULL);
+CREATE TABLE addresses (
+    number INTEGER NOT NULL, reply_topic TEXT NOT NULL, correlation BLOB
+);
+CREATE TABLE pictures (
+    client TEXT NOT NULL, id TEXT NOT NULL, n INTEGER NOT NULL, ts REAL NOT NULL,
+    data BLOB NOT NULL, PRIMARY KEY (client, id, n)
+)
+"""
+"""All tables of this version, statement after statement."""
+
+# Of parts that no open request asks for; settings allow a wait of an hour.
+_PARTS_KEPT_S = 3600.0
+_DROP_STRAY_PARTS = """
+DELETE FROM pictures WHERE ts < ? AND NOT EXISTS (
+    SELECT 1 FROM requests
+    WHERE requests.client = pictures.client AND requests.id = pictures.id AND outcome IS NULL
+)
+"""
+
+
+def apply(database: sqlite3.Connection, entry: Entry) -> None:
+    """Write an entry, within the transaction that is open."""
+    match entry:
+        case Accepted():
+            _accept(database, entry)
+        case AskedAgain(number, address):
+            database.execute(
+                "INSERT INTO addresses VALUES (?, ?, ?)",
+                (number, address.topic, address.correlation),
+            )
+        case PartKept(client, request_id, n, data, ts):
+            _keep(database, client, request_id, n, ts, data)
+            database.execute(_DROP_STRAY_PARTS, (ts - _PARTS_KEPT_S,))
+        case Marked(number):
+            database.execute("UPDATE requests SET marked = 1 WHERE number = ?", (number,))
+        case Ended(number, outcome, ts):
+            database.execute(
+                "UPDATE requests SET outcome = ?, ended_ts = ? WHERE number = ?",
+                (outcome, ts, number),
+            )
+            _drop_payload(database, number)
+        case Told(number):
+            database.execute("UPDATE requests SET told = 1 WHERE number = ?", (number,))
+            database.execute("DELETE FROM addresses WHERE number = ?", (number,))
+        case Forgotten(number):
+            _drop_payload(database, number)
+            database.execute("DELETE FROM addresses WHERE number = ?", (number,))
+            database.execute("DELETE FROM requests WHERE number = ?", (number,))
+        case Tried():
+            database.execute(f"PRAGMA user_version={SCHEMA}")
+        case _:
+            assert_never(entry)
+
+
+def _accept(database: sqlite3.Connection, entry: Accepted) -> None:
+    inbound = entry.inbound
+    database.execute(
+        "INSERT INTO requests (number, client, id, id_given, digest, topic, reply_topic,"
+        " correlation, accepted_ts, deadline_ts) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(entry.number, entry.client, entry.id, entry.id_given, entry.digest, inbound.topic),
+            *(entry.address.topic, entry.address.correlation),
+            *(entry.accepted_ts, entry.deadline_ts),
+        ),
+    )
+    properties = json.dumps({"user": inbound.user, "content_type": inbound.content_type})
+    database.execute(
+        "INSERT INTO payloads VALUES (?, ?, ?)", (entry.number, inbound.payload, properties)
+    )
+    for n, data in entry.pictures:
+        _keep(database, entry.client, entry.id, n, entry.accepted_ts, data)
+
+
+def _keep(
+    database: sqlite3.Connection, client: str, request_id: str, n: int, ts: float, data: bytes
+) -> None:
+    database.execute(
+        "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)", (client, request_id, n, ts, data)
+    )
+
+
+def _drop_payload(database: sqlite3.Connection, number: int) -> None:
+    """Nobody needs what it asked any more, only what came of it."""
+    database.execute("DELETE FROM payloads WHERE number = ?", (number,))
+    database.execute(
+        "DELETE FROM pictures WHERE (client, id) IN"
+        " (SELECT client, id FROM requests WHERE number = ?)",
+        (number,),
+    )
+
+
+def read(database: sqlite3.Connection) -> Left:
+    """All that is there."""
+    also: dict[int, list[ReplyAddress]] = {}
+    for number, topic, correlation in database.execute("SELECT * FROM addresses"):
+        also.setdefault(number, []).append(ReplyAddress(topic, correlation))
+    pictures: dict[tuple[str, str], list[tuple[int, float, bytes]]] = {}
+    for client, request_id, n, ts, data in database.execute("SELECT * FROM pictures ORDER BY ts"):
+        pictures.setdefault((client, request_id), []).append((n, ts, data))
+    rows = []
+    for row in database.execute(
+        "SELECT requests.*, payload, properties FROM requests LEFT JOIN payloads USING (number)"
+        " ORDER BY number"
+    ):
+        *known, payload, properties = row
+        (number, client, request_id, id_given, digest, topic, reply_topic, correlation) = known[:8]
+        accepted_ts, deadline_ts, marked, outcome, ended_ts, told = known[8:]
+        said = json.loads(properties) if properties else {}
+        inbound = Inbound(
+            topic,
+            payload or b"",
+            qos=1,
+            retain=False,
+            dup=False,
+            content_type=said.get("content_type"),
+            user=tuple((name, value) for name, value in said.get("user", ())),
+        )
+        shown = [(n, data) for n, _, data in pictures.get((client, request_id), ()) if n < 0]
+        address = ReplyAddress(reply_topic, correlation)
+        accepted = Accepted(
+            *(number, client, request_id, bool(id_given), digest, inbound, address),
+            *(accepted_ts, deadline_ts, tuple(shown)),
+        )
+        addresses = tuple(also.get(number, ()))
+        rows.append(Row(accepted, bool(marked), addresses, outcome, ended_ts or 0.0, bool(told)))
+    parts = tuple(
+        PartKept(client, request_id, n, data, ts)
+        for (client, request_id), kept in pictures.items()
+        for n, ts, data in kept
+        if n >= 0
+    )
+    return Left(tuple(rows), parts)

@@ -1,0 +1,355 @@
+"""What was accepted survives the service's own death: kill -9 at every stage, and a bad disk."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.test_frames_wire import SOUND, digits, png
+from integration.test_laws import deltas, script, wait_for_deltas, words
+from rig import Daemon, DaemonFactory, Mosquitto, until
+from wire import BASE, Requester
+
+pytestmark = pytest.mark.mosquitto
+
+SEE = {"prompt": '@script {"see": true}'}
+HOUR_LONG = script(tokens=3000, token_ms=1000)
+
+
+@pytest.fixture
+def lasting(mosquitto: Mosquitto) -> Iterator[Requester]:
+    with Requester(mosquitto.port, session_expiry_s=600) as client:
+        yield client
+
+
+def reborn(daemon: Daemon) -> None:
+    """Killed as by the kernel, and started again."""
+    with contextlib.suppress(Exception):
+        daemon.stop(signal.SIGKILL)
+    daemon.start()
+
+
+def accepted(asker: Requester) -> None:
+    """Whatever was sent before this has been decided and written: the broker's word is in order."""
+    asker.request({"prompt": "x", "id": "probe", "max_tokens": 0})
+    asker.outcome("probe")
+
+
+def runs(daemon: Daemon, request_id: str) -> int:
+    return len(daemon.logged("job_ended", id=request_id))
+
+
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "journal.db"
+
+
+def rows(tmp_path: Path, query: str) -> list[Any]:
+    """What a copy of the file says: the daemon keeps its own locked."""
+    copy = tmp_path / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    for file in journal(tmp_path).parent.glob("journal.db*"):
+        shutil.copy(file, copy)
+    with contextlib.closing(sqlite3.connect(copy / "journal.db")) as database:
+        return list(database.execute(query))
+
+
+def test_what_waits_and_runs_unseen_is_answered_by_the_next_start_in_order(
+    start_daemon: DaemonFactory, lasting: Requester
+) -> None:
+    daemon = start_daemon()
+    lasting.request({"prompt": script(tokens=30, token_ms=30), "id": "runs"})
+    for n in range(5):
+        lasting.request({"prompt": f"answer {n}", "id": f"q{n}"})
+    lasting.request({"prompt": "first of all", "id": "urgent", "priority": 9})
+    accepted(lasting)
+    reborn(daemon)
+    assert lasting.outcome("runs")["text"] == words(30)
+    for n in range(5):
+        assert lasting.outcome(f"q{n}")["text"] == f"answer {n}"
+    told = [h.json["id"] for h in lasting.heard if h.type == "result"]
+    assert told == ["urgent", "runs", *(f"q{n}" for n in range(5))]
+    assert lasting.ask("afterwards")["text"] == "afterwards"
+    assert all(len(lasting.outcomes(i)) == 1 for i in told)
+
+
+def test_a_stream_that_had_begun_is_not_played_again(
+    start_daemon: DaemonFactory, lasting: Requester
+) -> None:
+    daemon = start_daemon()
+    prompt = script(tokens=100, token_ms=20)
+    lasting.request({"prompt": prompt, "id": "stream", "stream": "delta"})
+    wait_for_deltas(lasting, "stream", 3)
+    reborn(daemon)
+    error = lasting.outcome("stream")
+    assert (error["type"], error["code"]) == ("error", "engine_lost")
+    assert "text" not in error
+    seen = len(deltas(lasting, "stream"))
+    assert lasting.ask("afterwards")["text"] == "afterwards"
+    assert len(deltas(lasting, "stream")) == seen
+    assert len(lasting.outcomes("stream")) == 1
+
+
+def test_an_outcome_that_the_broker_may_not_have_is_sent_again_and_marked(
+    start_daemon: DaemonFactory, mosquitto: Mosquitto, lasting: Requester, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    lasting.request({"prompt": script(tokens=20, token_ms=20), "id": "r"})
+    accepted(lasting)
+    mosquitto.signal(signal.SIGSTOP)
+    until(lambda: runs(daemon, "r") == 1, what="the job's end")
+    until(lambda: rows(tmp_path, "SELECT 1 FROM requests WHERE outcome IS NOT NULL"))
+    daemon.stop(signal.SIGKILL)
+    mosquitto.signal(signal.SIGCONT)
+    daemon.start()
+    lasting.wait(lambda h: h.type == "result" and h.json.get("duplicate"))
+    assert {o["text"] for o in lasting.outcomes("r")} == {words(20)}
+    assert lasting.ask("afterwards")["text"] == "afterwards"
+    assert runs(daemon, "r") == 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_retry_after_a_restart_is_answered_without_a_second_run(
+    start_daemon: DaemonFactory, lasting: Requester, how: signal.Signals
+) -> None:
+    daemon = start_daemon()
+    first = lasting.ask("what was it?", id="once")
+    refused = lasting.ask("x " * 5000, id="long")
+    assert refused["code"] == "too_large"
+    daemon.stop(how)
+    daemon.start()
+    again = lasting.wait  # each waits for news of its own
+    lasting.request({"prompt": "what was it?", "id": "once"}, correlation=b"again")
+    heard = again(lambda h: h.correlation == b"again").json
+    assert (heard["text"], heard["duplicate"]) == (first["text"], True)
+    lasting.request({"prompt": "x " * 5000, "id": "long"}, correlation=b"long")
+    assert again(lambda h: h.correlation == b"long").json["code"] == "too_large"
+    lasting.request({"prompt": "another question", "id": "once"}, correlation=b"other")
+    assert again(lambda h: h.correlation == b"other").json["code"] == "id_conflict"
+    assert runs(daemon, "once") == 1
+
+
+def test_one_who_asked_again_before_the_restart_is_answered_too(
+    start_daemon: DaemonFactory, lasting: Requester
+) -> None:
+    daemon = start_daemon()
+    lasting.listen(f"{BASE}/dut/out/res/{lasting.name}/+")
+    lasting.request({"prompt": script(tokens=30, token_ms=30), "id": "r"}, correlation=b"1")
+    lasting.request(
+        {"prompt": script(tokens=30, token_ms=30), "id": "r"}, correlation=b"2", reply_to=None
+    )
+    accepted(lasting)
+    reborn(daemon)
+    for correlation in (b"1", b"2"):
+        heard = lasting.wait(lambda h, c=correlation: h.correlation == c and h.type == "result")
+        assert heard.json["text"] == words(30)
+
+
+def test_a_request_without_an_id_keeps_the_one_it_was_given(
+    start_daemon: DaemonFactory, lasting: Requester
+) -> None:
+    daemon = start_daemon()
+    lasting.request({"prompt": script(tokens=20, token_ms=50), "stream": "delta"})
+    given = lasting.wait(lambda h: h.type == "accepted").json["id"]
+    reborn(daemon)
+    outcome = lasting.outcome(given)
+    assert outcome["type"] == "result" or outcome["code"] == "engine_lost"
+
+
+def test_a_deadline_that_passes_while_we_are_gone_is_told(
+    start_daemon: DaemonFactory, lasting: Requester
+) -> None:
+    daemon = start_daemon()
+    lasting.request({"prompt": HOUR_LONG, "id": "runs"})
+    lasting.request({"prompt": "in time?", "id": "late", "deadline_ms": 1500})
+    accepted(lasting)
+    daemon.stop(signal.SIGKILL)
+    time.sleep(1.6)
+    daemon.start()
+    assert lasting.outcome("late")["code"] == "expired"
+    lasting.cancel("runs")
+    assert lasting.outcome("runs")["type"] in ("error", "result")
+
+
+def test_pictures_sent_apart_and_what_a_camera_showed_survive(
+    start_daemon: DaemonFactory, lasting: Requester, tmp_path: Path
+) -> None:
+    daemon = start_daemon(vision__camera_topics='["cam/+"]')
+    lasting.publish("cam/a", SOUND)
+    lasting.request({"prompt": HOUR_LONG, "id": "runs"})
+    frame, part = f"{BASE}/dut/in/frame/{lasting.name}", f"{BASE}/dut/in/part/{lasting.name}"
+    seen = {**SEE, "id": "camera", "images": [{"topic": "cam/a"}]}
+    lasting.publish(frame, seen, reply_to=lasting.rx)
+    parts = {**SEE, "id": "parts", "images": [{"part": 0}, {"part": 7}]}
+    lasting.publish(f"{part}/parts/7", png(7, 7))
+    lasting.publish(frame, parts, reply_to=lasting.rx)
+    accepted(lasting)
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    lasting.publish("cam/a", png(9, 9))
+    lasting.publish(f"{part}/parts/0", png(8, 8))
+    lasting.cancel("runs")
+    assert lasting.outcome("camera")["text"].split() == [digits(SOUND)]
+    assert lasting.outcome("parts")["text"].split() == [digits(png(8, 8)), digits(png(7, 7))]
+    assert lasting.ask("afterwards")["text"] == "afterwards"
+    daemon.stop()
+    assert rows(tmp_path, "SELECT * FROM pictures") == []
+    assert rows(tmp_path, "SELECT * FROM payloads") == []
+
+
+def test_what_came_at_qos_0_and_what_was_refused_is_not_written(
+    start_daemon: DaemonFactory, requester: Requester, tmp_path: Path
+) -> None:
+    start_daemon()
+    requester.request({"prompt": "hello", "id": "zero"}, qos=0)
+    assert requester.outcome("zero")["text"] == "hello"
+    assert requester.ask("x", priority=99)["code"] == "bad_request"
+    assert requester.ask("one")["text"] == "one"
+    assert len(rows(tmp_path, "SELECT * FROM requests")) == 1
+
+
+def test_a_stop_answers_what_it_can_and_leaves_the_rest_to_the_next_start(
+    start_daemon: DaemonFactory, lasting: Requester
+) -> None:
+    daemon = start_daemon(limits__drain_s=0.5)
+    lasting.request({"prompt": script(tokens=30, token_ms=50), "id": "runs"})
+    lasting.request({"prompt": "next", "id": "waits"})
+    accepted(lasting)
+    assert daemon.stop() == 0
+    assert lasting.outcomes("waits") == []
+    daemon.start()
+    assert lasting.outcome("waits")["text"] == "next"
+    assert lasting.outcome("runs")["text"] == words(30)
+    assert len(lasting.outcomes("runs")) == 1
+
+
+# Files that are not what we have written, and disks that do not take what we write.
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"no database at all" * 1000)
+
+
+def cut(path: Path) -> None:
+    """The second half lost, as on a card that lies."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def scribbled(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[4096:12288] = b"\xa5" * 8192
+    path.write_bytes(data)
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE cats (name TEXT)")
+        database.commit()
+
+
+@pytest.mark.parametrize("spoil", [garbage, cut, scribbled, foreign])
+def test_a_journal_that_cannot_be_used_is_set_aside_and_said(
+    start_daemon: DaemonFactory, requester: Requester, tmp_path: Path, spoil: Any
+) -> None:
+    daemon = start_daemon()
+    assert requester.ask("x" * 9000, max_tokens=1)
+    daemon.stop()
+    spoil(journal(tmp_path))
+    spoilt = journal(tmp_path).read_bytes()
+    daemon.start()
+    assert requester.ask("still here?")["text"] == "still here?"
+    assert len(daemon.logged("journal_set_aside", level="error")) == 1
+    (kept,) = (tmp_path / "state").glob("journal.db.*.bad")
+    assert kept.read_bytes() == spoilt
+    daemon.stop()
+    daemon.start()
+    assert requester.ask("and again?")["text"] == "and again?"
+    assert len(daemon.logged("journal_set_aside")) == 1
+
+
+def test_a_journal_of_a_later_version_is_refused_clearly(
+    start_daemon: DaemonFactory, requester: Requester, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    assert requester.ask("x")
+    daemon.stop()
+    with contextlib.closing(sqlite3.connect(journal(tmp_path))) as database:
+        database.execute("PRAGMA user_version=2")
+    before = journal(tmp_path).read_bytes()
+    daemon.start()
+    until(lambda: daemon.has_ended, what="its end")
+    assert daemon.process is not None
+    assert daemon.process.returncode == 78
+    assert "written by a later version of phid" in daemon.log
+    assert journal(tmp_path).read_bytes() == before
+
+
+def test_a_disk_that_takes_no_more_refuses_new_requests_and_finishes_the_old(
+    start_daemon: DaemonFactory, requester: Requester
+) -> None:
+    daemon = start_daemon(health__interval_s=0.3)
+    requester.listen(f"{BASE}/dut/out/status", f"{BASE}/dut/out/health")
+    requester.status("online")
+    requester.request({"prompt": script(tokens=40, token_ms=50), "id": "runs", "stream": "delta"})
+    wait_for_deltas(requester, "runs", 2)
+    assert daemon.process is not None
+    pid, free = daemon.process.pid, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+    until(lambda: requester.ask("one more?").get("code") == "busy", 10)
+    error = requester.ask("and this?")
+    assert error["code"] == "busy"
+    assert error["retry_after_ms"] > 0
+    assert "journal.db" in error["message"]
+    assert "cannot be kept" in requester.status("degraded")["reason"]
+    assert requester.outcome("runs")["text"] == words(40)
+    # At QoS 0 nothing was promised.
+    requester.request({"prompt": "no promise", "id": "zero"}, qos=0)
+    assert requester.outcome("zero")["text"] == "no promise"
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, free)
+    until(lambda: requester.ask("room again?").get("text") == "room again?", 10)
+    requester.status("online")
+    health = requester.wait(lambda h: h.topic.endswith("/health")).json
+    assert health["journal_failures_total"] >= 0
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    requester.request(
+        {"prompt": script(tokens=40, token_ms=50), "id": "runs", "stream": "delta"},
+        correlation=b"again",
+    )
+    again = requester.wait(lambda h: h.correlation == b"again").json
+    assert (again["text"], again["duplicate"]) == (words(40), True)
+
+
+def test_a_journal_that_is_full_refuses_until_there_is_room(
+    start_daemon: DaemonFactory, requester: Requester
+) -> None:
+    start_daemon(journal__max_bytes=1 << 20)
+    requester.request({"prompt": HOUR_LONG, "id": "runs"})
+    big = script(tokens=1) + "y" * 400_000
+    for n in range(4):
+        requester.request({"prompt": big, "id": f"b{n}", "max_tokens": 1})
+    accepted(requester)
+    codes = [o["code"] for n in range(4) for o in requester.outcomes(f"b{n}")]
+    assert set(codes) == {"busy"}
+    assert 1 <= len(codes) <= 2
+    requester.cancel("runs")
+    until(lambda: requester.ask(big, max_tokens=1)["type"] == "result", 10)
+
+
+def test_without_a_journal_nothing_is_written(
+    start_daemon: DaemonFactory, requester: Requester, tmp_path: Path
+) -> None:
+    start_daemon(journal__enabled="false")
+    assert requester.ask("hello", stream="delta")["text"] == "hello"
+    assert not journal(tmp_path).exists()

@@ -1,0 +1,313 @@
+"""The journal on real files: what is told as written is there after a kill at any byte."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import sqlite3
+import threading
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from phid.broker import Inbound
+from phid.entries import (
+    Accepted,
+    AskedAgain,
+    Ended,
+    Entry,
+    Forgotten,
+    JournalEvent,
+    Left,
+    Marked,
+    NotWritten,
+    PartKept,
+    Told,
+    Tried,
+    Written,
+)
+from phid.journal import Journal, JournalTooNewError
+from phid.ledger import ReplyAddress
+from phid.tables import SCHEMA
+
+MIB = 1 << 20
+
+
+def accepted(number: int, payload: bytes = b"{}", **fields: object) -> Accepted:
+    inbound = Inbound(
+        "in/text/c", payload, qos=1, retain=False, dup=False, user=(("a", "é"),), content_type="x"
+    )
+    known = {
+        "number": number,
+        "client": "c",
+        "id": f"r{number}",
+        "id_given": True,
+        "digest": "d",
+        "inbound": inbound,
+        "address": ReplyAddress("out", b"\0\xff"),
+        "accepted_ts": 1000.0 + number,
+        "deadline_ts": 2000.0,
+    }
+    return Accepted(**(known | fields))  # type: ignore[arg-type]
+
+
+class Book:
+    """A journal and what it has said."""
+
+    def __init__(self, path: Path, max_bytes: int = 64 * MIB) -> None:
+        self.said: queue.SimpleQueue[JournalEvent] = queue.SimpleQueue()
+        self.journal = Journal(path, self.said.put, max_bytes=max_bytes)
+        self.left = self.journal.open()
+
+    def write(self, *entries: Entry) -> list[JournalEvent]:
+        """What came of each of them."""
+        for entry in entries:
+            self.journal.write(entry)
+        said: list[JournalEvent] = []
+        while _count(said) < len(entries):
+            said.append(self.said.get(timeout=10))
+        return said
+
+
+def _count(said: list[JournalEvent]) -> int:
+    return sum(len(event.entries) if isinstance(event, Written) else 1 for event in said)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "journal.db"
+
+
+def again(path: Path) -> Left:
+    book = Book(path)
+    book.journal.stop()
+    return book.left
+
+
+def test_a_request_comes_back_as_it_was(path: Path) -> None:
+    book = Book(path)
+    entry = accepted(7, b"\xff\xd8 raw", pictures=((-1, b"seen"), (-3, b"also")))
+    other = ReplyAddress("elsewhere", None)
+    assert book.write(entry, AskedAgain(7, other), PartKept("c", "r7", 0, b"part", 5.0))
+    book.journal.stop()
+    left = again(path)
+    (row,) = left.rows
+    assert row.accepted.inbound == entry.inbound
+    assert set(row.accepted.pictures) == set(entry.pictures)
+    assert row.accepted.address == entry.address
+    assert row.addresses == (other,)
+    assert (row.marked, row.outcome, row.told) == (False, None, False)
+    assert left.parts == (PartKept("c", "r7", 0, b"part", 5.0),)
+
+
+def test_an_outcome_takes_the_place_of_what_was_asked(path: Path) -> None:
+    book = Book(path)
+    book.write(
+        accepted(1, b"x" * MIB, pictures=((-1, b"y" * MIB),)), PartKept("c", "r1", 0, b"z", 1.0)
+    )
+    large = book.journal.used_bytes
+    book.write(Marked(1), Ended(1, '{"text": "ü"}', 1500.0))
+    assert book.journal.used_bytes < large - 2 * MIB + 100_000
+    book.journal.write_later(Told(1))
+    book.journal.stop()
+    left = again(path)
+    (row,) = left.rows
+    assert (row.marked, row.outcome, row.ended_ts, row.told) == (
+        True,
+        '{"text": "ü"}',
+        1500.0,
+        True,
+    )
+    assert row.accepted.inbound.payload == b""
+    assert left.parts == ()
+
+
+def test_what_is_forgotten_is_gone(path: Path) -> None:
+    book = Book(path)
+    book.write(accepted(1), accepted(2), Ended(1, "{}", 1.0), Forgotten(1))
+    book.journal.stop()
+    assert [row.accepted.number for row in again(path).rows] == [2]
+
+
+def test_parts_that_nobody_asks_for_go_in_time(path: Path) -> None:
+    book = Book(path)
+    book.write(
+        accepted(1), PartKept("c", "r1", 0, b"wanted", 10.0), PartKept("c", "x", 0, b"", 10.0)
+    )
+    book.write(PartKept("c", "y", 0, b"new", 10_000.0))
+    book.journal.stop()
+    assert sorted(part.id for part in again(path).parts) == ["r1", "y"]
+
+
+def test_what_comes_while_the_disk_is_busy_goes_into_one_commit(path: Path) -> None:
+    book = Book(path)
+    said = book.write(*(accepted(n) for n in range(200)))
+    assert len(said) < 100
+    assert sum(1 for _ in book.journal.commit_ms) < 100
+
+
+def test_who_waits_is_released_when_it_is_on_the_disk(path: Path) -> None:
+    book = Book(path)
+    decided = threading.Event()
+    book.write(accepted(1, decided=decided))
+    assert decided.is_set()
+    # As the kernel would leave it: the file as it is now, without a word of goodbye.
+    copy = path.parent / "killed"
+    shutil.copytree(path.parent, copy)
+    assert [row.accepted.number for row in again(copy / path.name).rows] == [1]
+
+
+def test_what_does_not_fit_is_told_and_an_outcome_beside_it_fits(path: Path) -> None:
+    book = Book(path, max_bytes=MIB)
+    book.write(accepted(1))
+    decided = threading.Event()
+    large = accepted(2, b"x" * 2 * MIB, decided=decided)
+    said = book.write(large, Ended(1, '{"it": "fits"}', 1.0))
+    (failed,) = [event for event in said if isinstance(event, NotWritten)]
+    assert failed.entry is large
+    assert "full" in failed.reason
+    assert not decided.is_set()
+    assert book.journal.failing is None, "what was written last was written"
+    book.journal.stop()
+    assert [row.outcome for row in again(path).rows] == ['{"it": "fits"}']
+
+
+def test_a_second_daemon_does_not_write_the_same_file(path: Path) -> None:
+    book, second = Book(path), Book(path)
+    book.write(accepted(1))
+    (said,) = second.write(accepted(9))
+    assert isinstance(said, NotWritten)
+    assert "locked" in said.reason
+    assert second.journal.failing
+    book.journal.stop()
+    assert isinstance(second.write(Tried())[0], Written)
+    assert second.journal.failing is None
+
+
+def test_a_folder_that_comes_later_is_found(path: Path) -> None:
+    path.parent.parent.mkdir(exist_ok=True)
+    path.parent.write_text("a file where a folder should be")
+    book = Book(path)
+    assert book.left == Left()
+    assert isinstance(book.write(accepted(1))[0], NotWritten)
+    path.parent.unlink()
+    assert isinstance(book.write(accepted(1))[0], Written)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"SQLite format 3\0", b"x" * 5000, os.urandom(20_000)], ids=len
+)
+def test_a_file_that_is_no_journal_is_set_aside(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    book = Book(path)
+    assert book.left == Left()
+    assert isinstance(book.write(accepted(1))[0], Written)
+    kept = [file.read_bytes() for file in path.parent.glob("*.bad")]
+    assert kept == ([content] if content else [])
+
+
+def test_a_file_of_a_later_version_is_left_alone(path: Path) -> None:
+    Book(path).journal.stop()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute(f"PRAGMA user_version={SCHEMA + 1}")
+    before = path.read_bytes()
+    with pytest.raises(JournalTooNewError, match="later version"):
+        Book(path)
+    assert path.read_bytes() == before
+
+
+class Crashes(RuleBasedStateMachine):
+    """Kills at any byte of any write: what was told as written is there, in whole, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(mkdtemp(prefix="phid-journal-"))
+        self.path = self.folder / "journal.db"
+        self.model: dict[int, list[object]] = {}
+        self.next = 1
+        self.book = Book(self.path)
+
+    def write(self, entry: Entry) -> None:
+        (said,) = self.book.write(entry)
+        assert isinstance(said, Written)
+
+    @rule(size=st.integers(0, 20_000))
+    def accept(self, size: int) -> None:
+        self.write(accepted(self.next, b"p" * size))
+        self.model[self.next] = [b"p" * size, False, None]
+        self.next += 1
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def mark(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.model)))
+        self.write(Marked(number))
+        self.model[number][1] = True
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), text=st.text(max_size=200).filter(lambda t: t.isprintable()))
+    def end(self, data: st.DataObject, text: str) -> None:
+        number = data.draw(st.sampled_from(sorted(self.model)))
+        self.write(Ended(number, text, 1.0))
+        self.model[number][0], self.model[number][2] = b"", text
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.model)))
+        self.write(Forgotten(number))
+        del self.model[number]
+
+    @rule(torn=st.integers(0, 5000), garbage=st.binary(max_size=64))
+    def crash(self, torn: int, garbage: bytes) -> None:
+        """The power goes while the next commit is being written: part of it, or rubbish."""
+        copy = self.folder / f"after-{self.next}-{torn}"
+        shutil.copytree(self.folder, copy, ignore=shutil.ignore_patterns("after-*"))
+        log = copy / "journal.db-wal"
+        whole = log.stat().st_size if log.exists() else 0
+        self.write(accepted(999_999, b"torn" * 1000))
+        self.write(Forgotten(999_999))
+        fresh = (self.folder / "journal.db-wal").read_bytes()
+        if len(fresh) > whole:
+            with log.open("ab") as file:
+                file.write(fresh[whole : whole + torn] + garbage)
+        self.check(again(copy / "journal.db"))
+        shutil.rmtree(copy)
+
+    @rule()
+    def restart(self) -> None:
+        self.book.journal.stop()
+        self.book = Book(self.path)
+        self.check(self.book.left)
+
+    def check(self, left: Left) -> None:
+        rows = [row for row in left.rows if row.accepted.number != 999_999]
+        assert [row.accepted.number for row in rows] == sorted(self.model)
+        for row in rows:
+            payload, marked, outcome = self.model[row.accepted.number]
+            assert (row.accepted.inbound.payload, row.marked, row.outcome) == (
+                payload,
+                marked,
+                outcome,
+            )
+
+    @invariant()
+    def never_fails(self) -> None:
+        assert self.book.journal.failing is None
+
+    def teardown(self) -> None:
+        self.book.journal.stop()
+        shutil.rmtree(self.folder)
+
+
+Crashes.TestCase.settings = hypothesis_settings(
+    max_examples=25, stateful_step_count=25, deadline=None
+)
+TestCrashes = Crashes.TestCase
