@@ -14,7 +14,8 @@ token. A turn that begins with `@script {...}` says what to do instead; all keys
     fail_at        an exception of the runtime, before this token (0: in the prefill)
 
 The path it is loaded from can carry faults too, as a query string: `load_ms=200&load_fail` or
-`load_crash`, after that time. With `vision` in it, the runtime says that it is a vision model.
+`load_crash` or `load_hang`, after that time. With `vision` in it, the runtime says that it is a
+vision model.
 
 Images change nothing of the answer: each counts as one crop, 313 tokens of the prompt, whatever
 it is and whatever the budget. None is decoded.
@@ -57,6 +58,8 @@ def load(load: Load, report: Callable[[Loading], None]) -> ScriptedRuntime:
     time.sleep(int(faults.get("load_ms", ["0"])[0]) / 1e3)
     if "load_crash" in faults:
         _crash()
+    if "load_hang" in faults:
+        _hang()
     if "load_fail" in faults:
         raise Refused(Code.INTERNAL, "the script says that loading fails")
     report(Loading("ready", 1.0))
@@ -148,8 +151,7 @@ class ScriptedStream:
         if self._script.get("crash_at") == self._count:
             _crash()
         if self._script.get("hang_at") == self._count:
-            while True:
-                time.sleep(3600)
+            _hang()
         if self._script.get("fail_at") == self._count:
             raise RuntimeError("the script says that this step fails")
 
@@ -178,6 +180,11 @@ def _pieces(script: dict[str, Any]) -> Iterator[bytes]:
             yield from re.findall(rb"[\x00-\x7f]+|[\x80-\xff]", piece)
         else:
             yield piece
+
+
+def _hang() -> Never:
+    while True:
+        time.sleep(3600)
 
 
 def _crash() -> Never:

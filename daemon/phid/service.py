@@ -43,7 +43,7 @@ from phid.rivals import Rivals
 from phid.roster import Notebook, Roster
 from phid.session import Session
 from phid.settings import Settings
-from phid.worker import EngineEnded, EngineSaid, Worker, describe_exit
+from phid.worker import EngineEnded, EngineSaid, Worker
 
 TAKEN_OVER_STATUS = 75
 """The exit status when another client uses our id: EX_TEMPFAIL, and systemd leaves it at that."""
@@ -106,7 +106,12 @@ class Service:
         self._outbox = Outbox()
         self._health = Health(settings.models_dir)
         self._worker = (
-            Worker(model, self._mailbox.put, restart_max_s=settings.engine.restart_max_s)
+            Worker(
+                model,
+                self._mailbox.put,
+                restart_max_s=settings.engine.restart_max_s,
+                hang_s=settings.engine.hang_s,
+            )
             if model is not None
             else None
         )
@@ -394,7 +399,7 @@ class Service:
         assert self._worker is not None
         if self._worker.ended(ended, now):
             self._health.count("engine_restarts")
-            why = f"the engine {describe_exit(ended.returncode)}"
+            why = f"the engine {self._worker.why}"
             self._desk.engine_lost(why, now)
             self._lookout.engine_lost(why, now)
 

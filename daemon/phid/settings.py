@@ -108,6 +108,9 @@ class Engine(Section):
     max_context: int = Field(
         0, ge=0, description="Cap on prompt plus answer, in tokens; 0: the model's own context."
     )
+    hang_s: Seconds = Field(
+        10, description="Shortest silence in mid-answer for which an engine is ended as hung."
+    )
     restart_max_s: Seconds = Field(
         30, description="Longest pause before a failing engine is started again."
     )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +30,13 @@ from phid.jobs import (
     Stop,
     Unchanged,
 )
+from phid.patience import Patience
 
 _FIRST_PAUSE_S = 0.5
 _STOP_TIMEOUT_S = 2.0
 _TAIL_LINES = 20
+# Who has not looked at its mail for so long cannot say who was silent.
+_DEAF_S = 2.0
 _HOPELESS_AFTER = 4
 _COMMAND = (sys.executable, "-m", "phid.engine")
 _log = log.get("worker")
@@ -59,10 +63,18 @@ WorkerEvent = EngineSaid | EngineEnded
 
 
 class Worker:
-    """One engine after another for the same model. Owner thread only; never waits."""
+    """One engine after another for the same model. Owner thread only; never waits.
+
+    `why` says how the last one ended. `hang_s` is for `Patience`.
+    """
 
     def __init__(
-        self, load: Load, post: Callable[[WorkerEvent], None], *, restart_max_s: float
+        self,
+        load: Load,
+        post: Callable[[WorkerEvent], None],
+        *,
+        restart_max_s: float,
+        hang_s: float = 10.0,
     ) -> None:
         self.load = load
         self.state: Literal["stopped", "loading", "ready", "pausing"] = "stopped"
@@ -71,12 +83,16 @@ class Worker:
         self.restarts = 0
         self.running: str | None = None
         self.retry_at: float | None = None
+        self.why = ""
         self._post = post
         self._restart_max_s = restart_max_s
         self._generation = 0
         self._failures = 0
         self._unloadable = False
         self._child: _Child | None = None
+        self._patience = Patience(hang_s)
+        self._ticked = time.monotonic()
+        self._hung: str | None = None
 
     @property
     def free(self) -> bool:
@@ -99,6 +115,8 @@ class Worker:
         self.state, self.retry_at, self.running = "loading", None, None
         self._child = _Child(self._generation, self._post)
         self._child.send(self.load)
+        self._hung = None
+        self._patience.loading(time.monotonic())
         _log.info("engine_started", pid=self._child.pid, model=self.load.model)
 
     def submit(self, job: Job) -> None:
@@ -107,6 +125,7 @@ class Worker:
         assert self.free
         self.running = job.id
         self._child.send(job)
+        self._patience.handed(time.monotonic())
 
     def cancel(self, job_id: str) -> None:
         """Have the engine end this job at its next token."""
@@ -118,6 +137,7 @@ class Worker:
         if self._child is not None:
             self._child.stop(_STOP_TIMEOUT_S)
         self._child, self.state, self.retry_at = None, "stopped", None
+        self._patience.ended()
         self.facts = None
 
     def restart(self) -> None:
@@ -127,7 +147,14 @@ class Worker:
             self._child.kill()
 
     def tick(self, now: float) -> None:
-        """Start an engine whose pause is over."""
+        """Start an engine whose pause is over; end one that hangs."""
+        if now - self._ticked > _DEAF_S:
+            self._patience.forgive(now)
+        self._ticked = now
+        silent_s = self._patience.silence_s(now)
+        if silent_s is not None and self._child is not None and self._hung is None:
+            self._hung = f"hung ({self._patience.phase}): nothing came of it for {silent_s:.1f} s"
+            self._child.kill()
         if self.retry_at is not None and now >= self.retry_at:
             self.restarts += 1
             self.start()
@@ -139,6 +166,7 @@ class Worker:
         """
         if said.generation != self._generation or self._child is None:
             return None
+        self._patience.heard(said.event, time.monotonic())
         match said.event:
             case Ready(facts):
                 self.state, self.facts, self.failure = "ready", facts, None
@@ -159,8 +187,9 @@ class Worker:
         if ended.generation != self._generation or self._child is None:
             return False
         self._child = None
+        self._patience.ended()
         self.state, self.facts, self.running = "pausing", None, None
-        why = describe_exit(ended.returncode)
+        self.why = why = self._hung or describe_exit(ended.returncode)
         if not self._unloadable:
             self.failure = Failure(Code.ENGINE_LOST, f"the engine {why}")
         pause = min(self._restart_max_s, _FIRST_PAUSE_S * 2 ** min(self._failures, 16))

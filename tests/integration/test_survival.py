@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import shutil
 import signal
@@ -353,3 +354,79 @@ def test_without_a_journal_nothing_is_written(
     start_daemon(journal__enabled="false")
     assert requester.ask("hello", stream="delta")["text"] == "hello"
     assert not journal(tmp_path).exists()
+
+
+# Engines that hang: a native call that never returns.
+
+
+@pytest.fixture
+def impatient(start_daemon: DaemonFactory, requester: Requester) -> Daemon:
+    daemon = start_daemon(engine__hang_s=1, engine__restart_max_s=0.2)
+    # What it took so far is what it may take ten times.
+    assert requester.ask("so that it knows how long it takes", stream="delta")
+    return daemon
+
+
+def test_an_engine_that_hangs_in_mid_answer_is_ended_and_its_stream_told(
+    impatient: Daemon, requester: Requester
+) -> None:
+    prompt = script(tokens=30, token_ms=60, hang_at=10)
+    requester.request({"prompt": prompt, "id": "hangs", "stream": "delta"})
+    error = requester.outcome("hangs", 10)
+    assert error["code"] == "engine_lost"
+    assert "hung (decode)" in error["message"]
+    assert words(9).startswith(error["text"])
+    assert error["text"].startswith("t1 t2 t3 ")
+    assert requester.ask("afterwards", 10)["text"] == "afterwards"
+    assert len(impatient.logged("engine_ended")) == 1
+
+
+def test_a_job_that_hangs_two_engines_is_not_given_a_third(
+    impatient: Daemon, requester: Requester
+) -> None:
+    error = requester.ask(script(tokens=3, hang_at=0), 20)
+    assert error["code"] == "engine_lost"
+    assert "hung (prefill)" in error["message"]
+    assert requester.ask("afterwards", 10)["text"] == "afterwards"
+    assert len(impatient.logged("engine_ended")) == 2
+
+
+def test_an_engine_that_is_stopped_is_replaced(impatient: Daemon, requester: Requester) -> None:
+    requester.request({"prompt": script(tokens=40, token_ms=30), "id": "whole"})
+    until(lambda: impatient.logged("job_ended"))
+    os.kill(impatient.engine_pid, signal.SIGSTOP)
+    result = requester.outcome("whole", 20)
+    assert result["text"] == words(40)
+    assert len(impatient.logged("engine_ended")) == 1
+
+
+def test_an_engine_that_hangs_while_it_loads_is_tried_again(
+    start_daemon: DaemonFactory, requester: Requester
+) -> None:
+    daemon = start_daemon(
+        wait=False, engine__hang_s=0.01, engine__model="x?load_hang", engine__restart_max_s=0.2
+    )
+    until(lambda: len(daemon.logged("engine_ended")) >= 2, 15)
+    assert "hung (loading)" in daemon.logged("engine_ended")[0]["why"]
+    requester.ctl("ping")
+
+
+def test_a_slow_engine_is_not_taken_for_one_that_hangs(
+    impatient: Daemon, requester: Requester
+) -> None:
+    assert requester.ask(script(tokens=8, token_ms=400, prompt_tokens=300, prefill_ms=1000), 20)[
+        "text"
+    ] == words(8)
+    assert impatient.logged("engine_ended") == []
+
+
+def test_a_service_that_slept_does_not_blame_its_engine(
+    impatient: Daemon, requester: Requester
+) -> None:
+    requester.request({"prompt": script(tokens=60, token_ms=50), "id": "long"})
+    until(lambda: impatient.logged("job_ended"))
+    impatient.signal(signal.SIGSTOP)
+    time.sleep(4)
+    impatient.signal(signal.SIGCONT)
+    assert requester.outcome("long", 20)["text"] == words(60)
+    assert impatient.logged("engine_ended") == []

@@ -1,0 +1,106 @@
+"""How long an engine may be silent, by what it is doing: longer is a hang."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from typing import Literal
+
+from phid.jobs import (
+    Event,
+    Failed,
+    Finished,
+    LoadFailed,
+    Loading,
+    Prefilled,
+    Ready,
+    Started,
+    Tokens,
+    Unchanged,
+)
+
+Phase = Literal["idle", "loading", "starting", "prefill", "decode"]
+
+# In floors: loading is one native call for gigabytes, and so is a picture's prefill.
+_LOAD, _START, _PREFILL, _FIRST_PREFILL, _FIRST_TOKENS = 60, 6, 3, 60, 3
+_PREFILL_TIMES, _DECODE_TIMES = 10, 20
+_SAMPLES = 32
+
+
+class Patience:
+    """The engine's clock: what it does now, and when its silence is too long.
+
+    `floor_s` is the shortest silence of a decoding engine that counts. A prefill may take ten times
+    what it took so far for as many tokens, a token twenty times the median; before there is
+    anything to go by, many floors.
+    """
+
+    def __init__(self, floor_s: float) -> None:
+        self.phase: Phase = "idle"
+        self._floor_s = floor_s
+        self._since = 0.0
+        self._limit_s = 0.0
+        self._left = 0
+        self._told = 0
+        self._token_s: deque[float] = deque(maxlen=_SAMPLES)
+        self._gaps_s: deque[float] = deque(maxlen=_SAMPLES)
+
+    def loading(self, now: float) -> None:
+        """An engine was spawned."""
+        self._enter("loading", now, _LOAD * self._floor_s)
+
+    def handed(self, now: float) -> None:
+        """It was given a job."""
+        self._enter("starting", now, _START * self._floor_s)
+
+    def ended(self) -> None:
+        """It is gone."""
+        self.phase = "idle"
+
+    def heard(self, event: Event, now: float) -> None:
+        """It gave a sign of life."""
+        match event:
+            case Loading():
+                self.loading(now)
+            case Started(_, prompt_tokens):
+                self._left, self._told = prompt_tokens, 0
+                self._enter("prefill", now, self._prefill_s)
+            case Prefilled(_, tokens) if self.phase == "prefill":
+                self._token_s.append((now - self._since) / max(tokens - self._told, 1))
+                self._left, self._told = self._left - (tokens - self._told), tokens
+                self._enter("prefill", now, self._prefill_s)
+                if self._left <= 0:
+                    self._enter("decode", now, _FIRST_TOKENS * self._floor_s)
+            case Tokens() if self.phase == "decode":
+                self._gaps_s.append(now - self._since)
+                limit_s = _DECODE_TIMES * statistics.median(self._gaps_s)
+                self._enter("decode", now, max(self._floor_s, limit_s))
+            case Ready() | LoadFailed() | Finished() | Failed() | Unchanged():
+                self.phase = "idle"
+            case _:
+                pass
+
+    def forgive(self, now: float) -> None:
+        """Count anew: it was we who did not listen."""
+        self._since = now
+
+    def silence_s(self, now: float) -> float | None:
+        """How long nothing came of it, if that is too long."""
+        silent_s = now - self._since
+        return silent_s if self.phase != "idle" and silent_s > self._limit_s else None
+
+    @property
+    def due_at(self) -> float | None:
+        """When its silence will be too long."""
+        return None if self.phase == "idle" else self._since + self._limit_s
+
+    @property
+    def _prefill_s(self) -> float:
+        if not self._token_s:
+            return _FIRST_PREFILL * self._floor_s
+        return max(
+            _PREFILL * self._floor_s, _PREFILL_TIMES * max(self._token_s) * max(self._left, 1)
+        )
+
+    def _enter(self, phase: Phase, now: float, limit_s: float) -> None:
+        self.phase, self._since, self._limit_s = phase, now, limit_s
