@@ -143,7 +143,7 @@ class Source:
     """Payloads, topics and texts of every kind, the same for the same seed."""
 
     def __init__(self, seed: int) -> None:
-        self.dice = random.Random(seed)  # noqa: S311 - it must be repeatable
+        self.dice = random.Random(seed)
         self._seeds = seeds()
         self._keys = sorted(
             {

@@ -28,6 +28,7 @@ _FIRST_PAUSE_S = 0.5
 # A connection that held this long was a good one: the next failure starts from the first pause.
 _GOOD_CONNECTION_S = 30.0
 _TRIES_BEFORE_FALLBACK = 3
+_TRIES_IF_KNOWN = 30
 _TRY_5_AGAIN_S = 86_400.0
 _FIXED = {"auto": None, "5": Protocol.V5, "3.1.1": Protocol.V311}
 _log = log.get("session")
@@ -107,7 +108,9 @@ class Protocols:
     """Which protocol to speak: as set, or MQTT 5 until a broker has shown three times it cannot.
 
     A broker that then takes 3.1.1 is remembered in a file, and MQTT 5 tried again by the first
-    connect after a day; one that takes neither has other troubles, and MQTT 5 goes on.
+    connect after a day; one that takes neither has other troubles, and MQTT 5 goes on. One that
+    has spoken MQTT 5 before has most likely only been down behind a proxy, which closes just the
+    same: it takes thirty times, for to fall back there would silence who relies on properties.
     """
 
     def __init__(
@@ -119,7 +122,9 @@ class Protocols:
         self._now = now
         self._strikes = 0
         self._on_trial = False
-        self._fell_back_at = self._recall()
+        known = self._recall()
+        self._fell_back_at = _number(known.get("fell_back_at"))
+        self._spoke_5_at = _number(known.get("spoke_5_at"))
 
     def choose(self) -> Protocol:
         """The protocol for the next connection."""
@@ -132,11 +137,12 @@ class Protocols:
         self._strikes = 0
         if self._fixed is not None:
             return
-        if protocol is Protocol.V5 and self._fell_back_at is not None:
-            self._fell_back_at = None
-            self._keep()
+        if protocol is Protocol.V5:
+            if self._fell_back_at is not None or self._spoke_5_at is None:
+                self._fell_back_at, self._spoke_5_at = None, self._now()
+                self._keep()
         elif protocol is Protocol.V311 and self._on_trial:
-            self._fell_back_at = self._now()
+            self._fell_back_at, self._spoke_5_at = self._now(), None
             self._keep()
             _log.warning("fell_back", broker=self._broker, protocol="3.1.1")
         self._on_trial = False
@@ -152,7 +158,8 @@ class Protocols:
         elif end is End.NO_SUCH_PROTOCOL:
             self._strikes += 1
             # One who is known to speak 3.1.1 need not refuse MQTT 5 three times again.
-            if self._strikes >= _TRIES_BEFORE_FALLBACK or self._fell_back_at is not None:
+            tries = _TRIES_BEFORE_FALLBACK if self._spoke_5_at is None else _TRIES_IF_KNOWN
+            if self._strikes >= tries or self._fell_back_at is not None:
                 self._strikes = 0
                 self._on_trial = True
 
@@ -162,10 +169,9 @@ class Protocols:
         at = self._fell_back_at
         return at is not None and 0 <= self._now() - at < _TRY_5_AGAIN_S
 
-    def _recall(self) -> float | None:
+    def _recall(self) -> dict[str, Any]:
         entry = self._read().get(self._broker)
-        at = entry.get("fell_back_at") if isinstance(entry, dict) else None
-        return float(at) if isinstance(at, int | float) else None
+        return entry if isinstance(entry, dict) else {}
 
     def _keep(self) -> None:
         if self._memory is None:
@@ -174,6 +180,8 @@ class Protocols:
         known.pop(self._broker, None)
         if self._fell_back_at is not None:
             known[self._broker] = {"fell_back_at": round(self._fell_back_at)}
+        elif self._spoke_5_at is not None:
+            known[self._broker] = {"spoke_5_at": round(self._spoke_5_at)}
         # It costs three attempts to find out again: not worth failing for.
         with contextlib.suppress(OSError):
             self._memory.parent.mkdir(parents=True, exist_ok=True)
@@ -190,3 +198,7 @@ class Protocols:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         return dict(brokers) if isinstance(brokers, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -60,6 +60,19 @@ def test_a_broker_that_takes_neither_is_not_taken_for_an_old_one(clock: Clock) -
     assert policy.choose() is Protocol.V311
 
 
+def test_a_broker_known_to_speak_mqtt_5_is_not_given_up_for_a_bad_minute(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """A proxy whose broker is down closes connections just as an old broker does."""
+    policy = protocols(tmp_path / "b.json", clock)
+    policy.connected(Protocol.V5)
+    refuse_5(policy, 29)
+    policy.connected(Protocol.V5)
+    policy = protocols(tmp_path / "b.json", clock)  # a restart does not forget it
+    refuse_5(policy, 30)
+    assert policy.choose() is Protocol.V311
+
+
 def test_an_unreachable_broker_says_nothing_of_what_it_speaks(clock: Clock) -> None:
     policy = protocols(None, clock)
     for _ in range(10):

@@ -1,0 +1,32 @@
+"""The laws under faults: 45 seconds of scripts/chaos, as anyone runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rig import ROOT
+
+pytestmark = pytest.mark.mosquitto
+
+
+@pytest.mark.timeout(240)
+def test_no_law_is_broken_while_everything_breaks(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "_chaos.py"), "--seconds", "45"]
+    report = tmp_path / "figures.json"
+    done = subprocess.run(
+        [*command, "--seed", "1", "--json", str(report), "--keep", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    figures = json.loads(report.read_text())
+    assert done.returncode == 0, figures
+    assert figures["lost"] == figures["answered_twice"] == figures["stream_errors"] == 0
+    assert figures["faults"] >= 10
+    assert figures["answered"] >= 30
+    assert figures["max_service_rss_mb"] < 80
