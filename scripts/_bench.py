@@ -1,4 +1,4 @@
-"""Measures the daemon against the bare runtime loop: run by scripts/bench."""
+"""Measures the daemon against the bare runtime loop, or a vision model: run by scripts/bench."""
 
 from __future__ import annotations
 
@@ -198,9 +198,18 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute instead of several")
+    parser.add_argument(
+        "--vision", type=Path, metavar="MODEL", help="measure what a picture costs this model"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     options = parser.parse_args()
-    figures = measure(options, Progress())
+    if options.vision:
+        # It brings OpenCV with it.
+        import _bench_vision  # noqa: PLC0415
+
+        figures = _bench_vision.measure(options.vision, Progress(), quick=options.quick)
+    else:
+        figures = measure(options, Progress())
     for key, value in figures.items():
         print(f"{key:28} {value}")
     if options.json:
