@@ -91,6 +91,7 @@ def _model(settings: Settings) -> Load | None:
         prefill_slice=engine.prefill_slice,
         max_context=engine.max_context,
         processor=settings.vision.processor,
+        memory_bytes=engine.memory_mb << 20,
     )
 
 

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from phid import __version__, credentials, health, probes, store, threads
+from phid import __version__, credentials, health, memory, probes, store, threads
 from phid import settings as settings_module
 from phid.jobs import Load
 from phid.probes import Reached, Verdict
@@ -233,7 +233,7 @@ def _threads(settings: Settings) -> Verdict:
 
 
 def _memory(settings: Settings, load: Load | None, reached: Reached) -> Verdict:
-    available = health.available_mb()
+    available = memory.available_bytes() >> 20
     if settings.engine.runtime == "scripted" or load is None or store.read(Path(load.path)) is None:
         return Verdict("memory", "ok", f"{available} MB available")
     folder, facts = Path(load.path), reached.facts

@@ -144,16 +144,6 @@ def percentile(samples: list[float], share: float) -> float:
     return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
 
 
-def memory_mb() -> int:
-    """The machine's memory, MiB."""
-    return int(psutil.virtual_memory().total / _MIB)
-
-
-def available_mb() -> int:
-    """What a program may still take without the machine swapping, MiB."""
-    return int(psutil.virtual_memory().available / _MIB)
-
-
 def disk_free_mb(folder: Path) -> int:
     """What is free where a folder is or would be made, MiB. Raises OSError."""
     home = next(path for path in (folder, *folder.parents) if path.exists())

@@ -48,6 +48,7 @@ class Load:
     `threads` 0 means: as many as the CPU affinity and the cgroup quota allow. `max_context`
     caps the model's own context (tokens), 0 leaves it. `processor` says who makes a vision model's
     pixels: phid, within a job's budget of crops, or the runtime's own, always up to 16.
+    `memory_bytes` is the most the process may take in all; 0: what the machine has.
     """
 
     runtime: Literal["genai", "scripted"]
@@ -57,6 +58,7 @@ class Load:
     prefill_slice: int = 64
     max_context: int = 0
     processor: Literal["phid", "stock"] = "phid"
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from phid import __version__, messages
+from phid import __version__, memory, messages
 from phid.backlog import Backlog
 from phid.errors import Code, Failure
-from phid.health import Health, memory_mb
+from phid.health import Health
 from phid.messages import Info, Status
 from phid.outbox import Outbox
 from phid.settings import Settings
@@ -136,7 +136,7 @@ def info(settings: Settings, worker: Worker | None) -> Info:
             "os": f"{platform.system()} {platform.release()}",
             "python": platform.python_version(),
             "cpus": os.cpu_count() or 1,
-            "ram_mb": memory_mb(),
+            "ram_mb": memory.total_bytes() >> 20,
         },
         model=asdict(facts) if facts else None,
         models=[worker.load.model] if worker else [],

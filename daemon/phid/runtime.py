@@ -62,13 +62,13 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
         load_ms=_since_ms(began_s),
     )
     if kind == "text":
-        return TextRuntime(model, tokenizer, tokens, load.prefill_slice, facts)
+        return TextRuntime(model, tokenizer, tokens, load, facts)
     # It loads OpenCV, which a text model's engine has no use for.
     from phid.vision import Eye, VisionRuntime  # noqa: PLC0415
 
     eye = Eye(model, tokenizer, stock=load.processor == "stock")
     facts = replace(facts, crops_padded=eye.views > 0, load_ms=_since_ms(began_s))
-    return VisionRuntime(model, tokenizer, tokens, load.prefill_slice, facts, eye)
+    return VisionRuntime(model, tokenizer, tokens, load, facts, eye)
 
 
 def _since_ms(began_s: float) -> int:

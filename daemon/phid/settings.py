@@ -108,6 +108,9 @@ class Engine(Section):
     max_context: int = Field(
         0, ge=0, description="Cap on prompt plus answer, in tokens; 0: the model's own context."
     )
+    memory_mb: int = Field(
+        0, ge=0, description="Most memory it may take, MiB; 0: what the machine has to spare."
+    )
     hang_s: Seconds = Field(
         10, description="Shortest silence in mid-answer for which an engine is ended as hung."
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phid import frames, images, tags, vocabulary
-from phid.jobs import EngineFacts, Job
+from phid.jobs import EngineFacts, Job, Load
 from phid.text import TextRuntime, TextStream
 
 # See runtime.
@@ -29,11 +29,11 @@ class VisionRuntime(TextRuntime):
         model: Any,
         tokenizer: Any,
         tokens: vocabulary.Vocabulary,
-        prefill_slice: int,
+        load: Load,
         facts: EngineFacts,
         eye: Eye,
     ) -> None:
-        super().__init__(model, tokenizer, tokens, prefill_slice, facts)
+        super().__init__(model, tokenizer, tokens, load, facts)
         self._eye = eye
         self._tag_guard = tags.TagGuard(tokens.markers)
 
@@ -51,6 +51,9 @@ class VisionRuntime(TextRuntime):
         )
         image_tokens = sum(plan.tokens for plan in plans)
         self._check(prompt, turns, image_tokens)
+        # The graph takes as many views of each as the largest has.
+        views = len(plans) * (self._eye.views or max(plan.crops for plan in plans) + 1)
+        how = self._how(job, prompt, views)
         files = [job.images[number - 1].data for number in tags.order(turns)]
         batch = self._eye.look(files, job.crops)
         if batch.tokens.sum() != image_tokens:
@@ -60,7 +63,7 @@ class VisionRuntime(TextRuntime):
             prompt,
             batch=batch,
             crops=sum(plan.crops for plan in plans),
-            **self._how(job, prompt),
+            **how,
         )
 
     def close(self) -> None:

@@ -383,6 +383,23 @@ def test_the_threads_asked_for_are_the_threads_used(start: Start, demo_folder: P
     assert used[1] - used[0] == 2
 
 
+@pytest.mark.model
+def test_a_cache_that_does_not_fit_is_no_memory_before_any_work(
+    start: Start, demo_folder: Path
+) -> None:
+    subject, engine = genai(demo_folder), start()
+    load = replace(subject.load, memory_bytes=450 << 20)
+    ready = engine.load(load)[-1]
+    assert isinstance(ready, Ready)
+    tokens = ready.facts.context - 100
+    assert tokens * ready.facts.kv_bytes_per_token > 300 << 20
+    events = engine.ask(subject.job("Say hello.", max_tokens=tokens))
+    assert len(events) == 1
+    assert failed(events).code is Code.NO_MEMORY
+    assert "MiB of memory" in failed(events).message
+    finished(engine.ask(subject.job("Say hello.", max_tokens=4)))
+
+
 # Loads that fail.
 
 

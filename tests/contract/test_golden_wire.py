@@ -261,6 +261,7 @@ def stopped() -> Iterator[None]:
         mock.patch("time.time", return_value=float(NOW)),
         mock.patch("time.monotonic", return_value=1000.0),
         mock.patch("phid.health.psutil", psutil),
+        mock.patch("phid.memory.psutil", psutil),
         mock.patch("phid.health._RASPBERRY_THROTTLED", throttled),
         mock.patch("phid.reports.VERSION", "1.2.3"),
         mock.patch("os.cpu_count", return_value=4),

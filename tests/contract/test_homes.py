@@ -14,7 +14,7 @@ PACKAGE = ROOT / "daemon" / "phid"
 VALUES = {"messages", "requests", "settings", "watches"}
 HOMES = {
     "paho": {"broker"},
-    "psutil": {"health"},
+    "psutil": {"health", "memory"},
     "onnxruntime_genai": {"runtime", "text", "vision"},
     "sqlite3": {"journal", "tables"},
     "cv2": {"frames", "clips"},

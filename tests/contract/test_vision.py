@@ -354,6 +354,18 @@ def test_too_many_image_tokens_are_refused_before_any_decoding(
     assert end.usage.prompt_tokens + end.usage.output_tokens <= 600
 
 
+def test_pictures_that_would_not_fit_are_no_memory_before_any_decoding(
+    start: Start, tiny_vision: Path
+) -> None:
+    engine = start()
+    engine.load(Load("genai", "tiny", str(tiny_vision), memory_bytes=600 << 20))
+    broken = FRAME[: len(FRAME) // 2]
+    events = engine.ask(show("What is this?", broken, crops=16))
+    assert len(events) == 1
+    assert failed(events).code is Code.NO_MEMORY
+    finished(engine.ask(show("What is this?", FRAME, crops=1)))
+
+
 # Cancel, memory, variants.
 
 

@@ -1,0 +1,66 @@
+"""What a program may still take of the machine's memory, of its cgroup's, and of its own budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from phid.errors import Code, Refused
+
+_MIB = 1 << 20
+# What stays free: a machine that swaps answers nobody.
+_RESERVE = 64 * _MIB
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def total_bytes() -> int:
+    """The machine's memory."""
+    return int(psutil.virtual_memory().total)
+
+
+def available_bytes() -> int:
+    """What this process may still take without the machine swapping or its cgroup being killed."""
+    available = int(psutil.virtual_memory().available)
+    room = _cgroup_room(Path("/proc/self/cgroup"), _CGROUPS)
+    return available if room is None else min(available, room)
+
+
+def check(needed: int, budget: int) -> None:
+    """Raises Refused (no_memory) if so many bytes more are not to be had.
+
+    `budget` is the most that this process may take in all; 0: what there is.
+    """
+    room = available_bytes() - _RESERVE
+    if budget:
+        room = min(room, budget - int(psutil.Process().memory_info().rss))
+    if needed > room:
+        says = f"it needs {needed // _MIB} MiB of memory and {max(room, 0) // _MIB} are free"
+        raise Refused(Code.NO_MEMORY, says)
+
+
+def _cgroup_room(membership: Path, root: Path) -> int | None:
+    """What the tightest limit of our cgroup (version 2) and those above it leaves; None: no limit.
+
+    The kernel gives back file pages before it kills, so they do not count as taken.
+    """
+    try:
+        path = membership.read_text(encoding="ascii").strip().rpartition("::")[2]
+    except (OSError, ValueError):
+        return None
+    rooms = []
+    folder = root / path.lstrip("/")
+    for group in (folder, *folder.parents):
+        if not group.is_relative_to(root):
+            break
+        try:
+            limit = (group / "memory.max").read_text(encoding="ascii").strip()
+            if limit == "max":
+                continue
+            taken = int((group / "memory.current").read_text(encoding="ascii"))
+            stat = (group / "memory.stat").read_text(encoding="ascii").split()
+            files = dict(zip(stat[::2], stat[1::2], strict=False))
+            rooms.append(int(limit) - taken + int(files.get("inactive_file", 0)))
+        except (OSError, ValueError):
+            continue
+    return min(rooms, default=None)
