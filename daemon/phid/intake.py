@@ -49,6 +49,7 @@ class PartArrived:
     id: str
     n: int
     part: bytes | Failure
+    qos: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Intake:
                 return self._request(inbound, address)
             if address.kind == "part":
                 part = attachments.of_part(inbound.payload, self.pictures)
-                return PartArrived(address.client, address.id, address.part, part)
+                return PartArrived(address.client, address.id, address.part, part, inbound.qos)
             if address.kind == "cancel":
                 cancel = requests.decode_cancel(inbound.payload)
                 return CancelArrived(address.client, cancel.id)

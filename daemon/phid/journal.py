@@ -93,13 +93,22 @@ class Journal:
         """Have this written with the next that is written at once: nothing depends on it."""
         self._later.append(entry)
 
+    @property
+    def waiting(self) -> bool:
+        """True while there is something that was to be written later."""
+        return bool(self._later)
+
+    def flush(self) -> None:
+        """Write now what was to be written later."""
+        if self._later:
+            self._batches.put(tuple(self._later))
+            self._later = []
+
     def stop(self, timeout_s: float = 5.0) -> None:
         """Wait until everything is on the disk."""
         if self._thread.ident is None:
             return
-        if self._later:
-            self._batches.put(tuple(self._later))
-            self._later = []
+        self.flush()
         self._batches.put(None)
         self._thread.join(timeout_s)
 

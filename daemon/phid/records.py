@@ -28,6 +28,8 @@ from phid.messages import Outcome
 
 # How long after a write that failed the disk is tried again.
 _TRY_AGAIN_S = 1.0
+# How long what can wait is kept back: else an outcome of yesterday is told again after a power cut.
+_FLUSH_S = 5.0
 
 
 class Records:
@@ -46,6 +48,7 @@ class Records:
         self._next = 1
         self._tickets: dict[int, Ticket] = {}
         self._try_at = 0.0
+        self._flush_at = 0.0
 
     @property
     def failing(self) -> str | None:
@@ -53,11 +56,17 @@ class Records:
         return self._journal.failing if self._journal is not None else None
 
     def tick(self, now: float) -> None:
-        """Try again what could not be written."""
-        if self.failing is not None and now >= self._try_at:
-            assert self._journal is not None
+        """Try again what could not be written, and write what has waited long enough."""
+        journal = self._journal
+        if journal is None:
+            return
+        if journal.failing is not None and now >= self._try_at:
             self._try_at = now + _TRY_AGAIN_S
-            self._journal.write(Tried())
+            journal.write(Tried())
+        elif not journal.waiting:
+            self._flush_at = now + _FLUSH_S
+        elif now >= self._flush_at:
+            journal.flush()
 
     def check_room(self, arrived: RequestArrived) -> None:
         """Raises Refused (busy) for a request that could not be written."""
@@ -110,7 +119,7 @@ class Records:
 
     def keep_part(self, arrived: PartArrived, decided: threading.Event) -> bool:
         """The same for a picture sent apart."""
-        if self._journal is None or not isinstance(arrived.part, bytes):
+        if self._journal is None or not arrived.qos or not isinstance(arrived.part, bytes):
             return False
         part = arrived.part
         ts = self._wall()

@@ -75,7 +75,7 @@ def read(
                 id_given=accepted.id_given,
                 digest=accepted.digest,
                 reply=accepted.address,
-                deadline_s=span_s - age_s,
+                deadline_s=span_s,
                 images=tuple(_shown(p, shown.get(-1 - n)) for n, p in enumerate(arrival.images)),
                 size_bytes=arrival.size_bytes + sum(len(data) for data in shown.values()),
             ),

@@ -118,6 +118,17 @@ def test_an_outcome_that_the_broker_may_not_have_is_sent_again_and_marked(
     assert runs(daemon, "r") == 1
 
 
+def test_what_the_broker_has_is_not_told_again_after_a_while(
+    start_daemon: DaemonFactory, lasting: Requester, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    assert lasting.ask("hello", id="told")["text"] == "hello"
+    until(lambda: rows(tmp_path, "SELECT 1 FROM requests WHERE told"), 15)
+    reborn(daemon)
+    assert lasting.ask("afterwards")["text"] == "afterwards"
+    assert len(lasting.outcomes("told")) == 1
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_retry_after_a_restart_is_answered_without_a_second_run(
     start_daemon: DaemonFactory, lasting: Requester, how: signal.Signals

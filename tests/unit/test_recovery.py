@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from phid import messages, recovery
+from phid.broker import Inbound
+from phid.entries import Accepted, Row
+from phid.errors import Code, Failure
+from phid.intake import Intake
+from phid.ledger import ReplyAddress
+from phid.messages import ErrorMessage
+from phid.recovery import Again, Over
+from phid.topics import Topics
+
+INTAKE = Intake(Topics("phid/v1", "dev"), payload_bytes=1 << 20, max_tokens=100, deadline_ms=90_000)
+ADDRESS = ReplyAddress("phid/v1/client/c/rx", b"corr")
+WALL, NOW = 1_800_000_000.0, 500.0
+
+
+def row(payload: bytes = b'{"prompt": "x"}', **fields: Any) -> Row:
+    """Accepted ten seconds ago, with a deadline of a minute."""
+    inbound = Inbound("phid/v1/dev/in/text/c", payload, qos=1, retain=False, dup=False)
+    accepted = Accepted(
+        *(3, "c", "r", False, "digest", inbound, ADDRESS),
+        accepted_ts=WALL - 10,
+        deadline_ts=WALL + 50,
+    )
+    known: dict[str, Any] = {"marked": False, "addresses": (), "outcome": None}
+    return Row(**{"accepted": accepted, "ended_ts": 0.0, "told": False} | known | fields)
+
+
+def one(*rows: Row, wall: float = WALL) -> Again | Over:
+    (found,) = recovery.read(rows, INTAKE, now=NOW, wall=wall, keep_s=600)
+    return found
+
+
+def test_what_had_not_begun_runs_again_with_the_time_that_is_left() -> None:
+    again = one(row(addresses=(ReplyAddress("other"),)))
+    assert isinstance(again, Again)
+    arrived = again.arrived
+    assert (arrived.client, arrived.id, arrived.id_given) == ("c", "r", False)
+    assert (arrived.digest, arrived.reply) == ("digest", ADDRESS)
+    assert again.arrived_at == NOW - 10
+    assert again.arrived_at + arrived.deadline_s == NOW + 50
+    assert again.addresses == (ReplyAddress("other"),)
+
+
+def test_a_clock_that_is_not_set_yet_makes_nothing_late() -> None:
+    again = one(row(), wall=3600.0)
+    assert isinstance(again, Again)
+    assert again.arrived_at == NOW
+    assert again.arrived.deadline_s == 60
+
+
+def test_what_was_heard_of_is_not_run_again() -> None:
+    over = one(row(marked=True))
+    assert isinstance(over, Over)
+    assert over.failure is not None
+    assert over.failure.code is Code.ENGINE_LOST
+    assert (over.ticket.key, over.ticket.address) == (("c", "r"), ADDRESS)
+
+
+def test_what_these_settings_do_not_take_is_told_why() -> None:
+    over = one(row(b'{"prompt": "x", "max_tokens": 101}'))
+    assert isinstance(over, Over)
+    assert over.failure is not None
+    assert (over.failure.code, over.failure.field) == (Code.BAD_REQUEST, "max_tokens")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_outcome_is_kept_as_long_as_it_would_have_been(*, told: bool) -> None:
+    outcome = messages.error_message("r", Failure(Code.EXPIRED, "late"))
+    text = messages.encode(outcome).decode()
+    over = one(row(outcome=text, ended_ts=WALL - 100, told=told))
+    assert isinstance(over, Over)
+    assert over.failure is None
+    assert isinstance(over.ticket.outcome, ErrorMessage)
+    assert over.ticket.outcome == outcome
+    assert over.ticket.told is told
+    assert over.ticket.forget_at == NOW - 100 + 600
+
+
+def test_the_order_is_that_of_acceptance() -> None:
+    rows = [replace(row(), accepted=replace(row().accepted, number=n)) for n in (1, 2, 5)]
+    found = recovery.read(tuple(rows), INTAKE, now=NOW, wall=WALL, keep_s=600)
+    assert [entry.number for entry in found] == [1, 2, 5]
