@@ -22,7 +22,7 @@ class Bulletin:
 
     `session` names the connection that the status is told on, `refused_filters` are what the
     broker would not let us subscribe to, `silenced` says that what is sent to us does not come,
-    `unkept` why the disk does not take what we accept.
+    `unkept` why the disk does not take what we accept, `heat` what the sensors say.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Bulletin:
         self.refused_filters: tuple[str, ...] = ()
         self.silenced = False
         self.unkept: str | None = None
+        self.heat: str | None = None
         self.state = State("loading")
         self._since = time.time()
         self._outbox = outbox
@@ -52,6 +53,7 @@ class Bulletin:
             refused_filters=self.refused_filters,
             silenced=self.silenced,
             unkept=self.unkept,
+            heat=self.heat,
         )
         if state == self.state:
             return False

@@ -48,7 +48,7 @@ class Desk:
     """Owns every open request. Owner thread only; never waits.
 
     `closed` says why new requests are refused at present, `held` keeps waiting ones from the
-    engine. `look` gives what a camera shows, or raises Refused.
+    engine, and `cooling` too. `look` gives what a camera shows, or raises Refused.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Desk:
         self._records = records
         self.closed: Failure | None = None
         self.held = False
+        self.cooling = False
         self._worker = worker
         self._runner = (
             Runner(settings, worker, outbox, health, self._answers, records) if worker else None
@@ -111,7 +112,7 @@ class Desk:
     @property
     def spares_the_engine(self) -> bool:
         """True while nobody waits for the engine, and work that nobody waits for may have it."""
-        return not (len(self.backlog) or self.held or self.closed)
+        return not (len(self.backlog) or self.held or self.cooling or self.closed)
 
     @property
     def due_at(self) -> float | None:
@@ -213,7 +214,7 @@ class Desk:
 
     def dispatch(self, now: float) -> None:
         """Hand the next request to the engine if it is free."""
-        if self.held or self._worker is None or not self._worker.free:
+        if self.held or self.cooling or self._worker is None or not self._worker.free:
             return
         self._expire(now)
         if (ticket := self.backlog.pop()) is not None:

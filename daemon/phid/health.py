@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from phid.thermal import Heat
+
 _RASPBERRY_THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
 _MIB = 1024 * 1024
 _SAMPLES = 256
@@ -130,11 +132,11 @@ class Health:
                 )
         with contextlib.suppress(OSError):
             numbers["disk_free_mb"] = disk_free_mb(self._models_dir)
-        if (temperature := _temperature_c()) is not None:
-            numbers["temp_c"] = temperature
-        with contextlib.suppress(OSError, ValueError):
-            # Bits 0-3 are what holds now, 16-19 what has happened since boot.
-            numbers["throttled"] = int(bool(int(_RASPBERRY_THROTTLED.read_text(), 16) & 0xF))
+        felt = heat()
+        if felt.temp_c is not None:
+            numbers["temp_c"] = felt.temp_c
+        if felt.throttled is not None:
+            numbers["throttled"] = int(felt.throttled)
         return numbers
 
 
@@ -148,6 +150,15 @@ def disk_free_mb(folder: Path) -> int:
     """What is free where a folder is or would be made, MiB. Raises OSError."""
     home = next(path for path in (folder, *folder.parents) if path.exists())
     return round(psutil.disk_usage(str(home)).free / _MIB)
+
+
+def heat() -> Heat:
+    """How hot the machine is, and whether its firmware slows the CPU down."""
+    throttled = None
+    with contextlib.suppress(OSError, ValueError):
+        # Bits 0-3 are what holds now, 16-19 what has happened since boot.
+        throttled = bool(int(_RASPBERRY_THROTTLED.read_text(), 16) & 0xF)
+    return Heat(_temperature_c(), throttled)
 
 
 def _temperature_c() -> float | None:

@@ -60,6 +60,7 @@ def state_of(
     refused_filters: tuple[str, ...],
     silenced: bool,
     unkept: str | None,
+    heat: str | None,
 ) -> State:
     """The state that the facts amount to."""
     if draining:
@@ -80,6 +81,8 @@ def state_of(
         )
     if unkept is not None:
         return State("degraded", f"what is accepted cannot be kept: {unkept}")
+    if heat is not None:
+        return State("degraded", heat)
     return State("online")
 
 

@@ -23,7 +23,7 @@ from phid.bulletin import Bulletin
 from phid.desk import Desk
 from phid.entries import JournalEvent, NotWritten, Written
 from phid.errors import Code, Failure, Refused
-from phid.health import Health
+from phid.health import Health, heat
 from phid.intake import (
     Arrival,
     ArrivalRefused,
@@ -43,6 +43,7 @@ from phid.rivals import Rivals
 from phid.roster import Notebook, Roster
 from phid.session import Session
 from phid.settings import Settings
+from phid.thermal import Thermal
 from phid.worker import EngineEnded, EngineSaid, Worker
 
 TAKEN_OVER_STATUS = 75
@@ -162,6 +163,7 @@ class Service:
         )
         self._topics = settings.topics
         self._loopback = Loopback(self._topics)
+        self._thermal = Thermal(heat)
         self._rivals = Rivals(self._session.process)
         self._connections = 0
         self._ended = False
@@ -269,6 +271,8 @@ class Service:
         self._loopback.tick(now)
         self._bulletin.silenced = self._loopback.silenced
         self._bulletin.unkept = self._records.failing
+        self._thermal.tick(now, self._settings.health.pause_above_c)
+        self._bulletin.heat, self._desk.cooling = self._thermal.reason, self._thermal.waits
         if self._worker is not None:
             self._worker.tick(now)
         for name in [name for name, at in self._due.items() if at <= now]:

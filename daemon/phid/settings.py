@@ -196,6 +196,9 @@ class Health(Section):
     heartbeat_s: Seconds = Field(
         30, description="Seconds between two refreshes of out/status, which expires after three."
     )
+    pause_above_c: float = Field(
+        0, ge=0, le=150, description="Nothing is begun while it is hotter, Celsius; 0: go on."
+    )
     discover_spread_s: float = Field(
         2.0, ge=0, description="Longest random delay before a broadcast discover is answered."
     )

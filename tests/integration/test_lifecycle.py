@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -592,3 +594,42 @@ def test_a_setting_that_is_none_ends_the_start_with_the_nearest_name(
     assert daemon.process is not None
     assert daemon.process.wait(20) == 78
     assert "PHID_LIMITS__BACKLOG" in daemon.log
+
+
+# Heat.
+
+
+def may_mount() -> bool:
+    """Whether sensors can be put into /sys: that takes root, and a kernel that has such a place."""
+    try_it = ("unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/sys/class/thermal")
+    try:
+        return subprocess.run(try_it, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not may_mount(), reason="sensors cannot be put into /sys here")
+def test_a_device_that_is_too_hot_waits_until_it_is_cooler(
+    mosquitto: Mosquitto, watcher: Requester, tmp_path: Path
+) -> None:
+    """In a mount namespace of its own, where /sys has a sensor that we can heat."""
+    daemon = Daemon(mosquitto.port, tmp_path, health__pause_above_c=80)
+    zone = "/sys/class/thermal/thermal_zone0"
+    sensor = f"{zone}/temp"
+    command = (
+        "if [ -d /sys/class/hwmon ]; then mount -t tmpfs tmpfs /sys/class/hwmon; fi && "
+        f"mount -t tmpfs tmpfs /sys/class/thermal && mkdir {zone} && "
+        f"echo cpu > {zone}/type && echo 95000 > {sensor} && exec {sys.executable} -m phid run"
+    )
+    try:
+        daemon.start(("unshare", "--mount", "sh", "-c", command))
+        assert "too hot" in watcher.status("degraded")["reason"]
+        watcher.request({"prompt": "cool enough?", "id": "waits"})
+        watcher.ctl("ping")
+        assert watcher.outcomes("waits") == []
+        assert daemon.process is not None
+        Path(f"/proc/{daemon.process.pid}/root{sensor}").write_text("60000\n")
+        assert watcher.outcome("waits")["text"] == "cool enough?"
+        watcher.status("online")
+    finally:
+        daemon.close()
