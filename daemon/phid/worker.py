@@ -80,7 +80,6 @@ class Worker:
         self.state: Literal["stopped", "loading", "ready", "pausing"] = "stopped"
         self.facts: EngineFacts | None = None
         self.failure: Failure | None = None
-        self.restarts = 0
         self.running: str | None = None
         self.retry_at: float | None = None
         self.why = ""
@@ -156,7 +155,6 @@ class Worker:
             self._hung = f"hung ({self._patience.phase}): nothing came of it for {silent_s:.1f} s"
             self._child.kill()
         if self.retry_at is not None and now >= self.retry_at:
-            self.restarts += 1
             self.start()
 
     def take(self, said: EngineSaid) -> Event | None:
