@@ -29,7 +29,7 @@ from phid.messages import Delta, Result
 from phid.progress import Progress
 from phid.quickstart import Part, free_port
 from phid.requests import Request
-from phid.settings import Mqtt
+from phid.sections import Mqtt
 from phid.topics import Topics
 
 DEVICE = "bench"

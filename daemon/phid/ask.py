@@ -14,7 +14,7 @@ from phid.client import Client, Unheard, Unreachable
 from phid.errors import Code
 from phid.jobs import Finish
 from phid.messages import Delta, ErrorMessage, Outcome, Result
-from phid.settings import Mqtt
+from phid.sections import Mqtt
 from phid.topics import Topics
 
 EXIT_OK = 0

@@ -20,7 +20,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from phid import credentials, log
-from phid.settings import Mqtt, SettingsError
+from phid.sections import Mqtt
+from phid.settings import SettingsError
 
 _CONNECT_TIMEOUT_S = 10.0
 _RECEIVE_MAXIMUM = 20

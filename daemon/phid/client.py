@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from phid.broker import BrokerEvent, Connected, Disconnected, Endpoint, Inbound, Link, Sent
+from phid.sections import Mqtt
 from phid.session import Session
-from phid.settings import Mqtt
 
 
 class Unreachable(Exception):  # noqa: N818 - it reads as what it says

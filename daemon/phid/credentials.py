@@ -7,7 +7,8 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from phid.settings import Mqtt, SettingsError
+from phid.sections import Mqtt
+from phid.settings import SettingsError
 
 # What a file in the credentials directory is called, by the setting it stands in for.
 NAMES = {

@@ -9,7 +9,7 @@ from typing import Any
 from phid import messages
 from phid.broker import Inbound
 from phid.client import Client
-from phid.settings import Mqtt
+from phid.sections import Mqtt
 from phid.topics import Topics
 
 _OUTS = ("status", "info", "health")

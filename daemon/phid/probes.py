@@ -14,7 +14,8 @@ from phid.client import Client, Unreachable
 from phid.jobs import EngineFacts, Event, Load, LoadFailed, Loading, Ready
 from phid.messages import CtlReply
 from phid.requests import Command
-from phid.settings import Mqtt, Settings
+from phid.sections import Mqtt
+from phid.settings import Settings
 from phid.worker import describe_exit
 
 _CONNECT_S = 2.0

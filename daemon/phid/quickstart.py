@@ -16,7 +16,7 @@ from types import FrameType
 from phid import demo, fleet, progress
 from phid import settings as settings_module
 from phid.client import Unreachable
-from phid.settings import Mqtt
+from phid.sections import Mqtt
 
 _PROMPT = "Why is the sky blue? Answer in two sentences."
 _PICTURE_PROMPT = "Describe the scene."

@@ -20,7 +20,8 @@ from phid.intake import ArrivalRefused, Intake, RequestArrived
 from phid.messages import ErrorMessage
 from phid.outbox import Outbox
 from phid.records import Records
-from phid.settings import Limits, Settings
+from phid.sections import Limits
+from phid.settings import Settings
 
 SETTINGS = Settings(device="dev", limits=Limits(backlog=20, per_client=10))
 INTAKE = Intake(SETTINGS.topics, payload_bytes=1 << 20, max_tokens=100, deadline_ms=1000)

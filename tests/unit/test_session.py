@@ -12,8 +12,8 @@ from phid.broker import Connected, End, Endpoint, Link, Protocol, Sent
 from phid.loopback import Loopback
 from phid.messages import Status, encode
 from phid.rivals import Rivals
+from phid.sections import Mqtt
 from phid.session import Protocols
-from phid.settings import Mqtt
 from phid.topics import Topics
 
 DAY = 86_400.0
