@@ -213,6 +213,7 @@ def request_fields(
     temperature: float | None,
     images: Sequence[tuple[str, bytes]] = (),
     detail: str | None = None,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """The fields of a request, without those left to the device; of each image, label and file."""
     fields: dict[str, Any] = {
@@ -220,6 +221,7 @@ def request_fields(
         "system": system,
         "max_tokens": max_tokens,
         "temperature": temperature,
+        "model": model,
         "detail": int(detail) if detail is not None and detail.isdecimal() else detail,
     }
     if images:

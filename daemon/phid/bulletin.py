@@ -7,12 +7,12 @@ import time
 from phid import log, notify, reports
 from phid.backlog import Backlog
 from phid.broker import Will
+from phid.crew import Crew, ModelState
 from phid.health import Health
-from phid.messages import JobEvent, StateEvent
+from phid.messages import JobEvent, ModelEvent, StateEvent
 from phid.outbox import Outbox, Publication
 from phid.reports import State
 from phid.settings import Settings
-from phid.worker import Worker
 
 _log = log.get("bulletin")
 
@@ -30,7 +30,7 @@ class Bulletin:
         settings: Settings,
         outbox: Outbox,
         health: Health,
-        worker: Worker | None,
+        crew: Crew,
     ) -> None:
         self.settings = settings
         self.session = "none"
@@ -42,12 +42,12 @@ class Bulletin:
         self._since = time.time()
         self._outbox = outbox
         self._health = health
-        self._worker = worker
+        self._crew = crew
 
     def look(self, *, paused: bool, draining: bool, backlog: Backlog) -> bool:
         """True if the state has changed; it has been told then."""
         state = reports.state_of(
-            worker=self._worker,
+            crew=self._crew,
             paused=paused,
             draining=draining,
             refused_filters=self.refused_filters,
@@ -77,7 +77,7 @@ class Bulletin:
             session=self.session,
             since=self._since,
             queue=len(backlog),
-            worker=self._worker,
+            crew=self._crew,
         )
         expiry_s = max(1, round(3 * self.settings.health.heartbeat_s))
         self._outbox.put(
@@ -91,23 +91,29 @@ class Bulletin:
 
     def publish_info(self) -> None:
         """Publish what the device is, retained."""
-        message = reports.info(self.settings, self._worker)
+        message = reports.info(self.settings, self._crew)
         self._outbox.put(Publication(self.settings.topics.info, message, retain=True))
 
     def publish_health(self, backlog: Backlog, *, paused: bool) -> None:
         """Publish the numbers, if the network takes them."""
         numbers = reports.health(
             self._health,
-            worker=self._worker,
+            crew=self._crew,
             backlog=backlog,
             paused=paused,
             outbox=self._outbox,
         )
         self._outbox.send_now(self.settings.topics.health, reports.numbers_payload(numbers))
 
-    def publish_event(self, event: JobEvent | StateEvent) -> None:
+    def publish_event(self, event: JobEvent | StateEvent | ModelEvent) -> None:
         """Publish a line of what has happened."""
         self._outbox.put(Publication(self.settings.topics.event, event))
+
+    def model_changed(self, model: str, state: ModelState, reason: str | None) -> None:
+        """Tell that a model is loaded, or is not any more."""
+        event = ModelEvent(ts=int(time.time()), model=model, state=state, reason=reason)
+        self.publish_event(event)
+        self.publish_info()
 
     def will(self, session: str) -> Will:
         """What the broker says for us when this connection is lost."""

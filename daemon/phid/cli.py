@@ -13,10 +13,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from phid import __version__, ask, doctor, fleet, log, origins, progress, store
+from phid import __version__, ask, doctor, fleet, lineup, log, origins, progress, store
 from phid import settings as settings_module
 from phid.client import Unreachable
-from phid.jobs import Load
 from phid.settings import Settings, SettingsError
 
 EXIT_USAGE = 2
@@ -60,7 +59,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     from phid import operations, service  # noqa: PLC0415 - the clients start faster without it
 
     log.configure(settings.log.level, settings.log.format)
-    daemon = service.Service(settings, lambda: _settings(options), _model(settings))
+    daemon = service.Service(settings, lambda: _settings(options), lineup.read(settings))
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(
@@ -71,28 +70,6 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     if status == operations.RESTART_STATUS:
         os.execv(sys.executable, [sys.executable, "-m", "phid", *sys.argv[1:]])  # noqa: S606
     return status
-
-
-def _model(settings: Settings) -> Load | None:
-    engine = settings.engine
-    if engine.runtime == "scripted":
-        name, _, path = engine.model.partition("?")  # what the script says of its loading
-        name = name or "scripted"
-    else:
-        found = store.resolve(engine.model, settings.models_dir)
-        if found is None:
-            return None
-        name, path = found[0], str(found[1])
-    return Load(
-        runtime=engine.runtime,
-        model=name,
-        path=path,
-        threads=engine.threads,
-        prefill_slice=engine.prefill_slice,
-        max_context=engine.max_context,
-        processor=settings.vision.processor,
-        memory_bytes=engine.memory_mb << 20,
-    )
 
 
 def _ask(settings: Settings, options: argparse.Namespace) -> int:
@@ -109,6 +86,7 @@ def _ask(settings: Settings, options: argparse.Namespace) -> int:
         temperature=options.temperature,
         images=images,
         detail=options.detail,
+        model=options.model,
     )
     question = ask.Question(
         settings.device,
@@ -187,7 +165,7 @@ def _models_prepare(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    asked = doctor.Asked(lambda: _settings(options), _model, options.config, options.wait)
+    asked = doctor.Asked(lambda: _settings(options), options.config, options.wait)
     return doctor.run(asked, sys.stdout, as_json=options.json)
 
 
@@ -226,6 +204,7 @@ def _add_ask(
     )
     asks.add_argument("prompt", help="what to ask; - reads it from stdin")
     asks.add_argument("--system", help="the system turn")
+    asks.add_argument("--model", metavar="NAME", help="one of out/info's models")
     asks.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of the answer")
     asks.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy")
     asks.add_argument(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from phid.errors import Code, Failure, Refused
 from phid.intake import CommandArrived
 from phid.messages import CtlReply
-from phid.requests import WatchCommand
+from phid.requests import ModelCommand, WatchCommand
 
 Data = dict[str, Any]
 
@@ -41,6 +41,9 @@ class Operated(Protocol):
     def watch(self, command: WatchCommand) -> Data:
         """Make, change or delete a standing prompt: the watch as it runs. Raises Refused."""
 
+    def model(self, command: ModelCommand) -> Data:
+        """Load, unload or switch to a model: which are loaded now. Raises Refused."""
+
     def restart(self, what: str) -> Data:
         """Start the engine, or after a drain the whole service, anew."""
 
@@ -51,7 +54,8 @@ def _log(service: Operated, command: Any) -> Data:
     return service.set_log_level(command.level, command.for_s)
 
 
-# The command is a Command, and that of `watch` a WatchCommand: intake has seen to it.
+# The command is a Command, that of `watch` a WatchCommand, that of `model` a ModelCommand: intake
+# has seen to it.
 VERBS: dict[str, Callable[[Operated, Any], Data]] = {
     "ping": lambda service, _: service.ping(),
     "pause": lambda service, _: service.pause(),
@@ -62,6 +66,7 @@ VERBS: dict[str, Callable[[Operated, Any], Data]] = {
     "reload": lambda service, _: service.reload(),
     "restart": lambda service, command: service.restart(command.what),
     "watch": lambda service, command: service.watch(command),
+    "model": lambda service, command: service.model(command),
 }
 
 

@@ -21,6 +21,7 @@ KEYS: dict[str, str] = {
     "up": "1: the service runs",
     "connected": "1: the broker has us",
     "model_loaded": "1: the engine takes jobs",
+    "models_loaded": "models whose engines take jobs",
     "paused": "1: paused by an operator",
     "queue_depth": "requests that wait",
     "queue_oldest_ms": "age of the one that waits longest",
@@ -49,9 +50,10 @@ KEYS: dict[str, str] = {
     "temp_c": "hottest CPU or SoC sensor",
     "throttled": "1: the firmware slows the CPU down (Raspberry Pi)",
     "service_rss_mb": "resident memory of the service, MiB",
-    "engine_rss_mb": "resident memory of the engine, MiB",
+    "engine_rss_mb": "resident memory of all engines, MiB",
     "reconnects_total": "connections to the broker after the first",
-    "engine_restarts_total": "engines started after the first",
+    "engine_restarts_total": "engines that were lost, and another started",
+    "model_loads_total": "models loaded",
     "deltas_dropped_total": "deltas not sent: their text came with the result",
     "parts_dropped_total": "pictures sent apart that no request asked for in time",
     "messages_dropped_total": "reports not sent; never an outcome",
@@ -106,7 +108,7 @@ class Health:
             return None
         return round(sum(self._job_s) / len(self._job_s) * jobs_in_front * 1000)
 
-    def sample(self, engine_pid: int | None) -> dict[str, float]:
+    def sample(self, engine_pids: tuple[int, ...]) -> dict[str, float]:
         """What the machine and both programs are doing now, with all counters and percentiles."""
         for bring_up_to_date in self.refresh:
             bring_up_to_date()
@@ -126,10 +128,9 @@ class Health:
         numbers["ram_used_mb"] = round(psutil.virtual_memory().used / _MIB)
         numbers["service_rss_mb"] = round(self._process.memory_info().rss / _MIB, 1)
         with contextlib.suppress(OSError, psutil.Error):
-            if engine_pid is not None:
-                numbers["engine_rss_mb"] = round(
-                    psutil.Process(engine_pid).memory_info().rss / _MIB, 1
-                )
+            engines = [psutil.Process(pid).memory_info().rss for pid in engine_pids]
+            if engines:
+                numbers["engine_rss_mb"] = round(sum(engines) / _MIB, 1)
         with contextlib.suppress(OSError):
             numbers["disk_free_mb"] = disk_free_mb(self._models_dir)
         felt = heat()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from phid import attachments, findings, log
 from phid.attachments import PictureLimits
 from phid.broker import Connected, Inbound, Link, Subscribed
+from phid.crew import Crew
 from phid.errors import Code, Failure, Refused
 from phid.findings import Sighting
 from phid.gallery import Gallery, Rules
@@ -55,6 +56,7 @@ class _Look:
     post: _Post
     seen: Sighting
     job_id: str
+    worker: Worker
     handed: float
     given_up: bool = False
 
@@ -71,7 +73,7 @@ class Lookout:
         self,
         settings: Settings,
         roster: Roster,
-        worker: Worker | None,
+        crew: Crew,
         outbox: Outbox,
         health: Health,
         minute: Callable[[], int] | None = None,
@@ -79,7 +81,7 @@ class Lookout:
         self.cameras = Cameras(settings.limits.backlog_bytes)
         self.gallery = Gallery(Rules())
         self._roster = roster
-        self._worker = worker
+        self._crew = crew
         self._outbox = outbox
         self._health = health
         self._minute = minute or minute_of_day
@@ -170,7 +172,7 @@ class Lookout:
     # The engine.
 
     def tick(self, now: float, *, allowed: bool) -> None:
-        """Do what is due; `allowed` says that the engine is not wanted for anything else."""
+        """Do what is due; `allowed` says that no engine is wanted for anything else."""
         if allowed and self._look is None:
             self._dispatch(now)
         elif not allowed:
@@ -189,9 +191,9 @@ class Lookout:
 
     def due_at(self, *, allowed: bool) -> float | None:
         """When a frame that waits is wanted; None while there is none, or no engine for it."""
-        if not allowed or self._worker is None or not self._worker.free:
+        if not allowed or self._look is not None:
             return None
-        return min((at for at, _, _ in self._waiting()), default=None)
+        return min((at for at, post, _ in self._waiting() if self._engine(post)), default=None)
 
     def engine_said(self, event: Event, now: float) -> None:
         """Bring the running question along; what is said of any other job is not for us."""
@@ -223,12 +225,13 @@ class Lookout:
             case _:
                 pass
 
-    def engine_lost(self, why: str, now: float) -> None:
-        """The engine is gone: a newer frame will be there when it is back."""
-        look, self._look = self._look, None
-        if look is None:
+    def engine_lost(self, worker: Worker, now: float) -> None:
+        """Its engine is gone: a newer frame will be there when it is back."""
+        look = self._look
+        if look is None or look.worker is not worker:
             return
-        post = look.post
+        self._look = None
+        post, why = look.post, f"the engine {worker.why}"
         post.lost_engines += 1
         if post.lost_engines >= _MAX_LOST_ENGINES:
             post.suspended = f"{post.lost_engines} engines were lost under its frames"
@@ -237,14 +240,38 @@ class Lookout:
 
     def _dispatch(self, now: float) -> None:
         """Hand over the frame whose camera has waited longest, if one is wanted now."""
-        if self._worker is None:
-            return
         # Each turn notes a frame as looked at, and then looks again: see `slots`.
-        while self._worker.free and (waiting := self._waiting()):
-            at, post, topic = min(waiting, key=lambda entry: entry[0])
-            if at > now:
+        while self._look is None:
+            due = [entry for entry in self._waiting() if entry[0] <= now]
+            for _, post, topic in sorted(due, key=lambda entry: entry[0]):
+                if self._has_no_model(post, topic, now) or self._engine(post) is None:
+                    continue
+                self._start(post, topic, now)
+                break
+            else:
                 return
-            self._start(post, topic, now)
+
+    def _engine(self, post: _Post) -> Worker | None:
+        """The worker that would answer this watch at once."""
+        try:
+            return self._crew.ready(self._crew.name_for(post.watch.model, pictures=True))
+        except Refused:
+            return None
+
+    def _has_no_model(self, post: _Post, topic: str, now: float) -> bool:
+        """True if no engine of ours can answer it, which has been told then; else one is wanted."""
+        try:
+            self._crew.check(post.watch.model, pictures=True)
+            self._crew.want(
+                self._crew.name_for(post.watch.model, pictures=True), now, courteous=True
+            )
+        except Refused as refused:
+            frames = post.slots.take(topic)
+            if frames:
+                seen = Sighting(post.watch, topic, frames[-1], frames[-1].ts, len(frames))
+                self._fail(post, seen, refused.failure, now)
+            return True
+        return False
 
     def _waiting(self) -> list[tuple[float, _Post, str]]:
         """From when on each new frame is wanted, its watch and its topic."""
@@ -270,16 +297,16 @@ class Lookout:
             if newest.ts - ts + now - newest.at > watch.max_age_s:
                 self._health.count("watch_stale")
                 return
-            self._check(watch)
         except Refused as refused:
             self._fail(post, seen, refused.failure, now)
             return
         self._wait(post, topic, now + watch.min_interval_s)
         self._jobs += 1
         job_id = f"w{self._jobs}"
-        self._look = _Look(post, replace(seen, ts=ts), job_id, now)
-        assert self._worker is not None
-        self._worker.submit(findings.job(job_id, watch, topic, pictures, self._max_tokens))
+        worker = self._engine(post)
+        assert worker is not None
+        self._look = _Look(post, replace(seen, ts=ts), job_id, worker, now)
+        worker.submit(findings.job(job_id, watch, topic, pictures, self._max_tokens))
 
     def _pictures(self, frames: tuple[Frame, ...]) -> tuple[tuple[Image, ...], float]:
         """The pictures, whose headers are sound, and when the newest was taken. Raises Refused."""
@@ -291,22 +318,12 @@ class Lookout:
             ts = frame.ts if said is None else said
         return tuple(pictures), ts
 
-    def _check(self, watch: Watch) -> None:
-        assert self._worker is not None
-        if watch.model is not None and watch.model != self._worker.load.model:
-            raise Refused(Code.NOT_FOUND, "no such model here: see out/info", field="model")
-        facts = self._worker.facts
-        if facts is not None and facts.kind != "vision":
-            says = f"{facts.model} does not look at pictures: it needs a vision model"
-            raise Refused(Code.UNSUPPORTED, says, field="model")
-
     def _give_up(self) -> None:
         """End the running question: a request waits for the engine, or its watch has changed."""
         look = self._look
         if look is not None and not look.given_up:
-            assert self._worker is not None
             look.given_up = True
-            self._worker.cancel(look.job_id)
+            look.worker.cancel(look.job_id)
 
     def _yield(self, look: _Look) -> None:
         """Its camera has another turn at once."""
@@ -314,15 +331,14 @@ class Lookout:
         look.post.next_at.pop(look.seen.topic, None)
 
     def _answer(self, look: _Look, event: Finished, now: float) -> None:
-        assert self._worker is not None
-        facts = self._worker.facts
+        facts = look.worker.facts
         message = findings.result(
             look.seen,
             event,
             look.handed,
             now,
             device=self._device,
-            model=self._worker.load.model,
+            model=look.worker.load.model,
             provider=facts.provider if facts else "unknown",
         )
         tokens = event.usage.output_tokens

@@ -138,6 +138,16 @@ class StateEvent(_Told):
     reason: str | None = None
 
 
+class ModelEvent(_Told):
+    """A model that is loaded now, or is not any more, told on out/event."""
+
+    type: Literal["model"] = "model"
+    ts: int = Field(description="Unix seconds.")
+    model: str
+    state: Literal["loading", "ready", "failed", "unloaded"]
+    reason: str | None = None
+
+
 class WatchResult(_Told):
     """What a standing prompt has found in a frame, told on out/watch/<name>/result."""
 
@@ -190,9 +200,11 @@ class Info(_Told):
     version: str = Field(description="Of phid.")
     hardware: dict[str, Any] = Field(description="machine, os, python, cpus, ram_mb.")
     model: dict[str, Any] | None = Field(
-        None, description="The loaded one: name, kind, context, provider, threads, runtime..."
+        None,
+        description="The default, or what is loaded in its place: name, kind, context...",
     )
     models: list[str] = Field(description="Names that requests may give as `model`.")
+    loaded: list[str] = Field([], description="Those of them that answer at once.")
     limits: dict[str, int] = Field(description="As in the settings.")
     capabilities: list[str] = Field(description="Kinds of request that are answered.")
 

@@ -8,6 +8,7 @@ from phid.jobs import Finish, Finished, Started, Tokens, Usage
 from phid.ledger import Ticket
 from phid.messages import Result, Timing, UsageReport
 from phid.streams import DeltaStream
+from phid.worker import Worker
 
 
 @dataclass(slots=True)
@@ -16,6 +17,7 @@ class Run:
 
     ticket: Ticket
     stream: DeltaStream
+    worker: Worker
     handed: float
     started: bool = False
     usage: Usage = field(default_factory=Usage)
@@ -41,11 +43,9 @@ class Run:
         self.usage = event.usage
         self.prefill_ms = event.prefill_ms
 
-    def result(
-        self, finish: Finish, text: str, now: float, *, device: str, model: str, provider: str
-    ) -> Result:
+    def result(self, finish: Finish, text: str, now: float, *, device: str) -> Result:
         """The answer, as it is told."""
-        ticket, usage = self.ticket, self.usage
+        ticket, usage, facts = self.ticket, self.usage, self.worker.facts
         first = now if self.first_token is None else self.first_token
         prefill_ms = (first - self.handed) * 1000 if self.prefill_ms is None else self.prefill_ms
         decode_s = now - first
@@ -56,8 +56,8 @@ class Run:
             id=ticket.id,
             client=ticket.client,
             device=device,
-            model=model,
-            provider=provider,
+            model=self.worker.load.model,
+            provider=facts.provider if facts else "unknown",
             text=text,
             finish=finish,
             usage=UsageReport(

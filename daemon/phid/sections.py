@@ -77,7 +77,23 @@ class Engine(Section):
         "genai", description="genai runs models; scripted answers without one, for tests."
     )
     model: str = Field(
-        "", description="A model's name in models_dir or a folder's path; empty: the only one."
+        "",
+        description="A model's name in models_dir or a folder's path; empty: the only one there.",
+    )
+    frame_model: str = Field(
+        "", description="Answers requests with pictures that name no model; empty: engine.model."
+    )
+    models: tuple[str, ...] = Field(
+        (), description="Others that requests may name; loaded when asked for."
+    )
+    pinned: tuple[str, ...] = Field(
+        (), description="Models that stay loaded; others make room for each other."
+    )
+    keep_alive_s: float = Field(
+        300, ge=0, description="How long a model that is no default stays after its last answer."
+    )
+    budget_mb: int = Field(
+        0, ge=0, description="Most memory of all loaded models, MiB; 0: what the machine has."
     )
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads; 0: what affinity and cgroup quota allow."

@@ -20,6 +20,7 @@ from phid.broker import (
     TakenOver,
 )
 from phid.bulletin import Bulletin
+from phid.crew import Crew
 from phid.desk import Desk
 from phid.entries import JournalEvent, NotWritten, Written
 from phid.errors import Code, Failure, Refused
@@ -32,8 +33,9 @@ from phid.intake import (
     PartArrived,
     RequestArrived,
 )
-from phid.jobs import Load, LoadFailed, Ready
+from phid.jobs import LoadFailed, Ready
 from phid.journal import Journal
+from phid.lineup import Lineup
 from phid.lookout import Lookout
 from phid.loopback import Loopback
 from phid.operations import Operations
@@ -44,7 +46,7 @@ from phid.roster import Notebook, Roster
 from phid.session import Session
 from phid.settings import Settings
 from phid.thermal import Thermal
-from phid.worker import EngineEnded, EngineSaid, Worker
+from phid.worker import EngineEnded, EngineSaid
 
 TAKEN_OVER_STATUS = 75
 """The exit status when another client uses our id: EX_TEMPFAIL, and systemd leaves it at that."""
@@ -101,22 +103,22 @@ class Service:
     """
 
     def __init__(
-        self, settings: Settings, read_settings: Callable[[], Settings], model: Load | None
+        self, settings: Settings, read_settings: Callable[[], Settings], lineup: Lineup
     ) -> None:
         self._mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
         self._outbox = Outbox()
         self._health = Health(settings.models_dir)
-        self._worker = (
-            Worker(
-                model,
-                self._mailbox.put,
-                restart_max_s=settings.engine.restart_max_s,
-                hang_s=settings.engine.hang_s,
-            )
-            if model is not None
-            else None
+        engine = settings.engine
+        self._crew = Crew(
+            lineup,
+            self._mailbox.put,
+            restart_max_s=engine.restart_max_s,
+            hang_s=engine.hang_s,
+            keep_alive_s=engine.keep_alive_s,
+            budget_bytes=engine.budget_mb << 20,
         )
-        self._bulletin = Bulletin(settings, self._outbox, self._health, self._worker)
+        self._bulletin = Bulletin(settings, self._outbox, self._health, self._crew)
+        self._crew.tell = self._bulletin.model_changed
         kept = settings.journal
         path = settings.state_dir / "journal.db"
         self._journal = (
@@ -126,14 +128,14 @@ class Service:
         self._lookout = Lookout(
             settings,
             Roster(self._notebook, settings.mqtt.base),
-            self._worker,
+            self._crew,
             self._outbox,
             self._health,
         )
         self._records = Records(self._journal, self._health)
         self._desk = Desk(
             settings,
-            self._worker,
+            self._crew,
             self._outbox,
             self._health,
             self._bulletin.publish_event,
@@ -143,7 +145,7 @@ class Service:
         self._operations = Operations(
             settings,
             read_settings,
-            self._worker,
+            self._crew,
             self._desk,
             self._bulletin,
             self._health,
@@ -189,8 +191,7 @@ class Service:
         finally:
             self._ended = True
             self._session.stop()
-            if self._worker is not None:
-                self._worker.stop()
+            self._crew.stop()
             self._notebook.stop()
             if self._journal is not None:
                 self._journal.stop()
@@ -205,8 +206,7 @@ class Service:
         self._due["heartbeat"] = now + self._settings.health.heartbeat_s
         if (interval := notify.watchdog_interval_s()) is not None:
             self._due["watchdog"] = now + interval
-        if self._worker is not None:
-            self._worker.start()
+        self._crew.start()
         if self._journal is not None:
             self._desk.recover(self._journal.open(), self._operations.intake, now, time.time())
         self._operations.look(now)
@@ -223,8 +223,7 @@ class Service:
             self._lookout.due_at(allowed=self._desk.spares_the_engine),
         )
         times += [t for t in dues if t is not None]
-        if self._worker is not None and self._worker.retry_at is not None:
-            times.append(self._worker.retry_at)
+        times += [w.retry_at for w in self._crew.workers if w.retry_at is not None]
         try:
             mail = self._mailbox.get(timeout=max(0.0, min(times) - now))
         except queue.Empty:
@@ -273,8 +272,7 @@ class Service:
         self._bulletin.unkept = self._records.failing
         self._thermal.tick(now, self._settings.health.pause_above_c)
         self._bulletin.heat, self._desk.cooling = self._thermal.reason, self._thermal.waits
-        if self._worker is not None:
-            self._worker.tick(now)
+        self._crew.tick(now)
         for name in [name for name, at in self._due.items() if at <= now]:
             self._do(name, now)
         self._operations.tick(now)
@@ -381,31 +379,32 @@ class Service:
         self._lookout.connect(connected)
 
     def _engine_said(self, said: EngineSaid, now: float) -> None:
-        assert self._worker is not None
-        event = self._worker.take(said)
+        taken = self._crew.take(said)
+        if taken is None:
+            return
+        worker, event = taken
         match event:
-            case None:
-                return
             case Ready(facts):
+                self._health.count("model_loads")
                 _log.info("model_loaded", model=facts.model, ms=facts.load_ms)
-                # First the facts: whoever sees `online` finds them there.
-                self._bulletin.publish_info()
                 self._operations.look(now)
             case LoadFailed(code, message):
                 self._operations.look(now)
-                self._desk.end_waiting(Failure(Code.LOADING, f"{code}: {message}"), now)
+                failure = Failure(Code.LOADING, f"{code}: {message}")
+                self._desk.end_waiting(worker.load.model, failure, now)
             case _:
                 pass
         self._lookout.engine_said(event, now)
         self._desk.engine_said(event, now)
 
     def _engine_ended(self, ended: EngineEnded, now: float) -> None:
-        assert self._worker is not None
-        if self._worker.ended(ended, now):
-            self._health.count("engine_restarts")
-            why = f"the engine {self._worker.why}"
-            self._desk.engine_lost(why, now)
-            self._lookout.engine_lost(why, now)
+        worker = self._crew.ended(ended, now)
+        if worker is None:
+            self._desk.dispatch(now)  # there may be room for another now
+            return
+        self._health.count("engine_restarts")
+        self._desk.engine_lost(worker, now)
+        self._lookout.engine_lost(worker, now)
 
     def _signalled(self, name: str, now: float) -> None:
         if name == "SIGHUP":

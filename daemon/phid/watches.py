@@ -11,8 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from phid import topics
+from phid.decoding import refusal
 from phid.errors import Code, Refused
-from phid.requests import Detail, Level, Text, refusal
+from phid.requests import Detail, Level, Text
 
 MAX_WATCHES = 32
 """Of settings and commands together."""

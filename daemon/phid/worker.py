@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import signal
 import subprocess
@@ -39,6 +40,8 @@ _TAIL_LINES = 20
 _DEAF_S = 2.0
 _HOPELESS_AFTER = 4
 _COMMAND = (sys.executable, "-m", "phid.engine")
+# Of all workers: what an engine says is of one of them.
+_generations = itertools.count(1)
 _log = log.get("worker")
 
 
@@ -65,7 +68,8 @@ WorkerEvent = EngineSaid | EngineEnded
 class Worker:
     """One engine after another for the same model. Owner thread only; never waits.
 
-    `why` says how the last one ended. `hang_s` is for `Patience`.
+    `why` says how the last one ended, `used_at` when one last had something to do. `hang_s` is for
+    `Patience`.
     """
 
     def __init__(
@@ -77,12 +81,13 @@ class Worker:
         hang_s: float = 10.0,
     ) -> None:
         self.load = load
-        self.state: Literal["stopped", "loading", "ready", "pausing"] = "stopped"
+        self.state: Literal["stopped", "loading", "ready", "pausing", "retiring"] = "stopped"
         self.facts: EngineFacts | None = None
         self.failure: Failure | None = None
         self.running: str | None = None
         self.retry_at: float | None = None
         self.why = ""
+        self.used_at = 0.0
         self._post = post
         self._restart_max_s = restart_max_s
         self._generation = 0
@@ -92,6 +97,7 @@ class Worker:
         self._patience = Patience(hang_s)
         self._ticked = time.monotonic()
         self._hung: str | None = None
+        self._kill_at = 0.0
 
     @property
     def free(self) -> bool:
@@ -110,7 +116,7 @@ class Worker:
 
     def start(self) -> None:
         """Spawn an engine and have it load the model; events follow."""
-        self._generation += 1
+        self._generation = next(_generations)
         self.state, self.retry_at, self.running = "loading", None, None
         self._child = _Child(self._generation, self._post)
         self._child.send(self.load)
@@ -124,7 +130,8 @@ class Worker:
         assert self.free
         self.running = job.id
         self._child.send(job)
-        self._patience.handed(time.monotonic())
+        self.used_at = time.monotonic()
+        self._patience.handed(self.used_at)
 
     def cancel(self, job_id: str) -> None:
         """Have the engine end this job at its next token."""
@@ -139,6 +146,17 @@ class Worker:
         self._patience.ended()
         self.facts = None
 
+    def retire(self, now: float) -> None:
+        """End the engine, which must be idle, and start no other; without waiting."""
+        assert self.running is None
+        self.retry_at, self._failures = None, 0
+        if self._child is None:
+            self.state = "stopped"
+            return
+        self.state, self._kill_at = "retiring", now + _STOP_TIMEOUT_S
+        self._child.send(Stop())
+        self._patience.ended()
+
     def restart(self) -> None:
         """End this engine, without waiting; another is started when it has gone."""
         if self._child is not None:
@@ -150,6 +168,8 @@ class Worker:
         if now - self._ticked > _DEAF_S:
             self._patience.forgive(now)
         self._ticked = now
+        if self.state == "retiring" and self._child is not None and now >= self._kill_at:
+            self._child.kill()
         silent_s = self._patience.silence_s(now)
         if silent_s is not None and self._child is not None and self._hung is None:
             self._hung = f"hung ({self._patience.phase}): nothing came of it for {silent_s:.1f} s"
@@ -164,7 +184,8 @@ class Worker:
         """
         if said.generation != self._generation or self._child is None:
             return None
-        self._patience.heard(said.event, time.monotonic())
+        self.used_at = time.monotonic()
+        self._patience.heard(said.event, self.used_at)
         match said.event:
             case Ready(facts):
                 self.state, self.facts, self.failure = "ready", facts, None
@@ -181,12 +202,16 @@ class Worker:
         return said.event
 
     def ended(self, ended: EngineEnded, now: float) -> bool:
-        """True if it was the current engine: its job is lost and another start is due."""
+        """True if the current engine was lost, with its job: another start is due."""
         if ended.generation != self._generation or self._child is None:
             return False
         self._child = None
         self._patience.ended()
-        self.state, self.facts, self.running = "pausing", None, None
+        self.facts = None
+        if self.state == "retiring":
+            self.state, self.failure = "stopped", None
+            return False
+        self.state, self.running = "pausing", None
         self.why = why = self._hung or describe_exit(ended.returncode)
         if not self._unloadable:
             self.failure = Failure(Code.ENGINE_LOST, f"the engine {why}")

@@ -22,12 +22,14 @@ from phid import control, findings, messages, requests
 from phid.backlog import Backlog
 from phid.broker import Connected, Inbound, Protocol
 from phid.bulletin import Bulletin
+from phid.crew import Crew
 from phid.errors import Code, Failure
 from phid.findings import Sighting
 from phid.health import Health
 from phid.intake import CancelArrived, CommandArrived, Intake, RequestArrived
 from phid.jobs import EngineFacts, Finish, Finished, Load, Usage
 from phid.ledger import ReplyAddress
+from phid.lineup import Lineup, Model
 from phid.lookout import Lookout
 from phid.messages import Accepted, Delta, JobEvent, Result, Timing, UsageReport
 from phid.outbox import Outbox, Publication
@@ -35,7 +37,6 @@ from phid.roster import Notebook, Roster
 from phid.settings import Settings
 from phid.slots import Frame
 from phid.watches import Watch
-from phid.worker import Worker
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ENVELOPES = GOLDEN / "envelopes.txt"
@@ -124,10 +125,12 @@ class Device:
                 window=20,
             )
         )
-        worker = Worker(Load("genai", "phi-3.5-mini", "/m"), lambda _: None, restart_max_s=1)
-        worker.state, worker.facts = "ready", FACTS
+        model = Model(Load("genai", "phi-3.5-mini", "/m"))
+        crew = Crew(Lineup((model,), model.name, model.name), print, restart_max_s=1)
+        for worker in crew.workers:
+            worker.state, worker.facts = "ready", FACTS
         self.backlog = mock.MagicMock(spec=Backlog, oldest_arrival=None)  # nothing waits
-        self.bulletin = Bulletin(settings, self.outbox, Health(settings.models_dir), worker)
+        self.bulletin = Bulletin(settings, self.outbox, Health(settings.models_dir), crew)
         self.bulletin.session = self.paper.session
         self.reply = ReplyAddress(settings.topics.rx("me"), b"\x01\x02")
         self.topics = settings.topics
@@ -161,7 +164,8 @@ class Device:
         roster = Roster(Notebook(Path("/nonexistent")), "phid/v1")
         roster.note = mock.Mock()  # type: ignore[method-assign]
         health = Health(settings.models_dir)
-        lookout = Lookout(settings, roster, None, self.outbox, health, lambda: 0)
+        crew = Crew(Lineup(), print, restart_max_s=1)
+        lookout = Lookout(settings, roster, crew, self.outbox, health, lambda: 0)
         self.paper.subscribe = lambda _: 1  # type: ignore[attr-defined]
         lookout.connect(mock.Mock(link=self.paper))
 

@@ -12,11 +12,14 @@ import paho.mqtt.client as paho
 import pytest
 
 from phid.broker import Connected, Inbound, Link, Protocol
+from phid.crew import Crew
 from phid.desk import Desk
 from phid.errors import Code, Failure
 from phid.gallery import Gallery, Rules
 from phid.health import Health
 from phid.intake import ArrivalRefused, Intake, RequestArrived
+from phid.jobs import Load
+from phid.lineup import Lineup, Model
 from phid.messages import ErrorMessage
 from phid.outbox import Outbox
 from phid.records import Records
@@ -42,13 +45,14 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     )
     desk = Desk(
         SETTINGS,
-        None,
+        Crew(Lineup((Model(Load("scripted", "m", "")),), "m", "m"), print, restart_max_s=1),
         outbox,
         Health(tmp_path),
         lambda _: None,
         Gallery(Rules()).picture,
         Records(None, Health(tmp_path)),
     )
+    desk.held = True  # what is taken waits
     yield desk
     client._reset_sockets()
 
