@@ -92,6 +92,7 @@ def _model(settings: Settings) -> Load | None:
         max_context=engine.max_context,
         processor=settings.vision.processor,
         memory_bytes=engine.memory_mb << 20,
+        loop_tokens=engine.loop_tokens,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from phid import memory
 from phid.thermal import Heat
 
 _RASPBERRY_THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
@@ -25,6 +26,7 @@ KEYS: dict[str, str] = {
     "queue_depth": "requests that wait",
     "queue_oldest_ms": "age of the one that waits longest",
     "jobs_ok_total": "results with finish stop or length",
+    "jobs_looped_total": "those of them that were cut for repeating themselves",
     "jobs_error_total": "other errors after acceptance",
     "jobs_busy_total": "refused for lack of room",
     "jobs_refused_total": "refused for any other reason",
@@ -50,8 +52,10 @@ KEYS: dict[str, str] = {
     "throttled": "1: the firmware slows the CPU down (Raspberry Pi)",
     "service_rss_mb": "resident memory of the service, MiB",
     "engine_rss_mb": "resident memory of the engine, MiB",
+    "model_memory_mb": "the most the engine has taken, MiB: weights, cache, pictures",
     "reconnects_total": "connections to the broker after the first",
     "engine_restarts_total": "engines started after the first",
+    "engine_recycles_total": "those of them that replaced one which leaked",
     "deltas_dropped_total": "deltas not sent: their text came with the result",
     "parts_dropped_total": "pictures sent apart that no request asked for in time",
     "messages_dropped_total": "reports not sent; never an outcome",
@@ -125,11 +129,8 @@ class Health:
         numbers["cpu_pct"] = psutil.cpu_percent()
         numbers["ram_used_mb"] = round(psutil.virtual_memory().used / _MIB)
         numbers["service_rss_mb"] = round(self._process.memory_info().rss / _MIB, 1)
-        with contextlib.suppress(OSError, psutil.Error):
-            if engine_pid is not None:
-                numbers["engine_rss_mb"] = round(
-                    psutil.Process(engine_pid).memory_info().rss / _MIB, 1
-                )
+        if engine_pid is not None:
+            numbers |= _memory_of(engine_pid)
         with contextlib.suppress(OSError):
             numbers["disk_free_mb"] = disk_free_mb(self._models_dir)
         felt = heat()
@@ -159,6 +160,15 @@ def heat() -> Heat:
         # Bits 0-3 are what holds now, 16-19 what has happened since boot.
         throttled = bool(int(_RASPBERRY_THROTTLED.read_text(), 16) & 0xF)
     return Heat(_temperature_c(), throttled)
+
+
+def _memory_of(engine_pid: int) -> dict[str, float]:
+    """What the engine has of memory, and the most it has had."""
+    taken = {
+        "engine_rss_mb": memory.resident_bytes(engine_pid),
+        "model_memory_mb": memory.peak_bytes(engine_pid),
+    }
+    return {key: round(size / _MIB, 1) for key, size in taken.items() if size is not None}
 
 
 def _temperature_c() -> float | None:

@@ -13,6 +13,7 @@ from phid import __version__, memory, messages
 from phid.backlog import Backlog
 from phid.errors import Code, Failure
 from phid.health import Health
+from phid.jobs import EngineFacts
 from phid.messages import Info, Status
 from phid.outbox import Outbox
 from phid.settings import Settings
@@ -72,7 +73,7 @@ def state_of(
     if worker.failure is not None:
         return State("degraded", f"{worker.failure.code}: {worker.failure.message}")
     if worker.state != "ready":
-        return State("loading")
+        return State("loading", worker.recycling and f"the engine was {worker.recycling}")
     if refused_filters:
         return State("degraded", f"the broker refuses us {', '.join(refused_filters)}")
     if silenced:
@@ -141,7 +142,7 @@ def info(settings: Settings, worker: Worker | None) -> Info:
             "cpus": os.cpu_count() or 1,
             "ram_mb": memory.total_bytes() >> 20,
         },
-        model=asdict(facts) if facts else None,
+        model=_model(worker, facts) if worker and facts else None,
         models=[worker.load.model] if worker else [],
         limits={
             "backlog": limits.backlog,
@@ -154,6 +155,11 @@ def info(settings: Settings, worker: Worker | None) -> Info:
         },
         capabilities=["text", "frame"] if facts and facts.kind == "vision" else ["text"],
     )
+
+
+def _model(worker: Worker, facts: EngineFacts) -> dict[str, object]:
+    loaded = worker.loaded_bytes
+    return asdict(facts) | ({} if loaded is None else {"loaded_mb": loaded >> 20})
 
 
 def health(

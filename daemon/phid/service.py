@@ -112,6 +112,7 @@ class Service:
                 self._mailbox.put,
                 restart_max_s=settings.engine.restart_max_s,
                 hang_s=settings.engine.hang_s,
+                recycle_bytes=settings.engine.recycle_mb << 20,
             )
             if model is not None
             else None
@@ -274,7 +275,7 @@ class Service:
         self._thermal.tick(now, self._settings.health.pause_above_c)
         self._bulletin.heat, self._desk.cooling = self._thermal.reason, self._thermal.waits
         if self._worker is not None:
-            self._worker.tick(now)
+            self._worker.tick(now, quiet=self._desk.idle)
         for name in [name for name, at in self._due.items() if at <= now]:
             self._do(name, now)
         self._operations.tick(now)
@@ -403,6 +404,7 @@ class Service:
         assert self._worker is not None
         if self._worker.ended(ended, now):
             self._health.count("engine_restarts")
+            self._health.count("engine_recycles", self._worker.recycling is not None)
             why = f"the engine {self._worker.why}"
             self._desk.engine_lost(why, now)
             self._lookout.engine_lost(why, now)

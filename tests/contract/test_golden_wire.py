@@ -50,6 +50,7 @@ FACTS = EngineFacts(
     context=4096,
     kv_bytes_per_token=786432,
     load_ms=4321,
+    estimate_mb=3520,
 )
 RESULT = Result(
     id="a1",
@@ -125,7 +126,7 @@ class Device:
             )
         )
         worker = Worker(Load("genai", "phi-3.5-mini", "/m"), lambda _: None, restart_max_s=1)
-        worker.state, worker.facts = "ready", FACTS
+        worker.state, worker.facts, worker.loaded_bytes = "ready", FACTS, 3400 << 20
         self.backlog = mock.MagicMock(spec=Backlog, oldest_arrival=None)  # nothing waits
         self.bulletin = Bulletin(settings, self.outbox, Health(settings.models_dir), worker)
         self.bulletin.session = self.paper.session
@@ -178,6 +179,9 @@ OUT: dict[str, Callable[[Device], object]] = {
     "delta": Device.delta,
     "result": lambda d: d.answer(RESULT),
     "result-duplicate": lambda d: d.answer(RESULT.model_copy(update={"duplicate": True})),
+    "result-looped": lambda d: d.answer(
+        RESULT.model_copy(update={"finish": Finish.LENGTH, "looped": True})
+    ),
     "result-cancelled": lambda d: d.answer(RESULT.model_copy(update={"finish": Finish.CANCELLED})),
     "error-bad-request": lambda d: d.error(
         Code.BAD_REQUEST,
