@@ -197,11 +197,12 @@ def _report(outcome: Outcome, question: Question, out: TextIO, err: TextIO) -> i
 def _summary(result: Result) -> str:
     usage, timing = result.usage, result.timing
     seen = f" ({usage.image_tokens} of images)" if usage.image_tokens else ""
+    looped = " (it repeated itself)" if result.looped else ""
     return (
         f"{result.device}: {result.model} on {result.provider}; "
         f"{usage.prompt_tokens} tokens in{seen}, {usage.output_tokens} out; "
         f"first after {timing.ttft_ms} ms, all in {timing.total_ms} ms, "
-        f"{timing.tokens_per_s:.1f} tokens/s; finish: {result.finish}"
+        f"{timing.tokens_per_s:.1f} tokens/s; finish: {result.finish}{looped}"
     )
 
 

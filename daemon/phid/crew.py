@@ -8,9 +8,9 @@ from typing import Literal
 
 from phid import log, memory
 from phid.errors import Code, Failure, Refused
-from phid.jobs import EngineFacts, Event, LoadFailed, Ready
+from phid.jobs import EngineFacts, Event, Load, LoadFailed, Ready
 from phid.lineup import Kind, Lineup, Model
-from phid.worker import EngineEnded, EngineSaid, Worker, WorkerEvent
+from phid.worker import EngineEnded, EngineSaid, Worker
 
 ModelState = Literal["loading", "ready", "failed", "unloaded"]
 Slot = Literal["text", "frame"]
@@ -55,18 +55,17 @@ class Crew:
     """One worker for each model, of which as many are loaded as memory allows.
 
     One is loaded at a time. The defaults stay until another model needs their room, pinned ones
-    whatever comes, the others until nobody has asked for them for `keep_alive_s`. `budget_bytes`
-    bounds what all take together, by reckoning; 0: what the machine has. `tell` hears of every
-    change with a reason, where there is one. Owner thread only; never waits but in `stop`.
+    whatever comes, the others until nobody has asked for them for `keep_alive_s`. `hire` makes the
+    worker of a model. `budget_bytes` bounds what all take together, by reckoning; 0: what the
+    machine has. `tell` hears of every change with a reason, where there is one. Owner thread only;
+    never waits but in `stop`.
     """
 
     def __init__(
         self,
         lineup: Lineup,
-        post: Callable[[WorkerEvent], None],
+        hire: Callable[[Load], Worker],
         *,
-        restart_max_s: float,
-        hang_s: float = 10.0,
         keep_alive_s: float = 300.0,
         budget_bytes: int = 0,
         available: Callable[[], int] = memory.available_bytes,
@@ -75,15 +74,13 @@ class Crew:
         self.keep_alive_s = keep_alive_s
         self.tell = tell
         self.loads = 0
-        self._post = post
-        self._restart_max_s = restart_max_s
-        self._hang_s = hang_s
+        self._hire = hire
         self._budget = budget_bytes
         self._available = available
         self._find = lineup.find
         self._members: dict[str, _Member] = {}
         for model in lineup.models:
-            self._hire(model).pinned = model.name in lineup.pinned
+            self._join(model).pinned = model.name in lineup.pinned
         self._defaults: dict[Slot, str | None] = {"text": lineup.text, "frame": lineup.frame}
         self._switch: _Switch | None = None
 
@@ -214,10 +211,13 @@ class Crew:
         member = self._members[name]
         return member.worker.state == "stopped" and self._missing(member) > 0
 
-    def tick(self, now: float) -> None:
-        """Bring each worker along; load what is missing and fits, end what nobody has asked for."""
+    def tick(self, now: float, *, quiet: bool = False) -> None:
+        """Bring each worker along; load what is missing and fits, end what nobody has asked for.
+
+        It is `quiet` while no request is open.
+        """
         for worker in self.workers:
-            worker.tick(now)
+            worker.tick(now, quiet=quiet)
         self._complete_switch()
         for member in self._members.values():
             if not member.idle:
@@ -312,11 +312,8 @@ class Crew:
     def _pinned_loaded(self) -> Iterator[_Member]:
         return (member for member in self._pinned() if member.takes_memory)
 
-    def _hire(self, model: Model) -> _Member:
-        worker = Worker(
-            model.load, self._post, restart_max_s=self._restart_max_s, hang_s=self._hang_s
-        )
-        member = _Member(model, worker)
+    def _join(self, model: Model) -> _Member:
+        member = _Member(model, self._hire(model.load))
         self._members[model.name] = member
         return member
 
@@ -327,7 +324,7 @@ class Crew:
             if model is None:
                 says = f"there is no model {name} on this machine: see `phid models`"
                 raise Refused(Code.NOT_FOUND, says, field="model")
-            member = self._hire(model)
+            member = self._join(model)
         return member
 
     def _missing(self, member: _Member) -> int:

@@ -8,16 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from phid import store
+from phid import memory, store
 from phid.jobs import Load
 from phid.settings import Settings
 
 Kind = Literal["text", "vision"]
 
-# What an engine takes beside its weights and their working copies, by the twin of
-# Phi-3.5-vision (ARCHITECTURE, Decisions): a process takes 1.226 x its files, and this.
-_FILES = 1.226
-_BESIDE_BYTES = 204 << 20
 # A job of a usual length must fit too.
 _USUAL_TOKENS = 1024
 _FLOAT_BYTES = 4
@@ -97,6 +93,7 @@ def model_of(settings: Settings, wanted: str) -> Model | None:
         max_context=engine.max_context,
         processor=settings.vision.processor,
         memory_bytes=engine.memory_mb << 20,
+        loop_tokens=engine.loop_tokens,
     )
     return Model(load, kind, needed)
 
@@ -115,7 +112,7 @@ def _reckon(folder: Path) -> tuple[Kind | None, int]:
     kind: Kind = "vision" if stored.type == "phi3v" else "text"
     tokens = min(stored.context, _USUAL_TOKENS)
     cache = _cache_bytes_per_token(folder) * tokens
-    return kind, round(stored.size_bytes * _FILES) + _BESIDE_BYTES + cache
+    return kind, memory.model_bytes(stored.size_bytes, kind) + cache
 
 
 def _cache_bytes_per_token(folder: Path) -> int:

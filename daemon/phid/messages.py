@@ -71,6 +71,9 @@ class Result(_Told):
     usage: UsageReport
     timing: Timing
     deltas: int = Field(description="How many deltas were published for it.")
+    looped: Literal[True] | None = Field(
+        None, description="It was cut, as `length`, for it only repeated itself."
+    )
     duplicate: Literal[True] | None = Field(None, description="It may have been sent before.")
 
 

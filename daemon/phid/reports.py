@@ -14,9 +14,11 @@ from phid.backlog import Backlog
 from phid.crew import Crew
 from phid.errors import Code, Failure
 from phid.health import Health
+from phid.jobs import EngineFacts
 from phid.messages import Info, Status
 from phid.outbox import Outbox
 from phid.settings import Settings
+from phid.worker import Worker
 
 VERSION = __version__
 NO_MODEL = "no model is configured: set engine.model, or run `phid models prepare demo`"
@@ -75,7 +77,7 @@ def state_of(
         return State("degraded", f"{crew.failure.code}: {crew.failure.message}")
     # One that was unloaded comes back when it is wanted.
     if worker.state not in ("ready", "stopped"):
-        return State("loading")
+        return State("loading", worker.recycling and f"the engine was {worker.recycling}")
     if refused_filters:
         return State("degraded", f"the broker refuses us {', '.join(refused_filters)}")
     if silenced:
@@ -139,7 +141,7 @@ def info(settings: Settings, crew: Crew) -> Info:
             "cpus": os.cpu_count() or 1,
             "ram_mb": memory.total_bytes() >> 20,
         },
-        model=asdict(facts) if facts else None,
+        model=_model(crew.lead, facts) if crew.lead and facts else None,
         models=crew.names,
         loaded=[one.model for one in crew.facts],
         limits={
@@ -153,6 +155,11 @@ def info(settings: Settings, crew: Crew) -> Info:
         },
         capabilities=["text", "frame"] if "vision" in kinds else ["text"],
     )
+
+
+def _model(worker: Worker, facts: EngineFacts) -> dict[str, object]:
+    loaded = worker.loaded_bytes
+    return asdict(facts) | ({} if loaded is None else {"loaded_mb": loaded >> 20})
 
 
 def health(

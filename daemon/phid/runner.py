@@ -90,6 +90,7 @@ class Runner:
                 self._publish_delta(run, now)
             case Finished():
                 run.finish(event)
+                self._health.count("jobs_looped", event.looped)
                 self._finish(run, event.finish, event.text, now)
             case Failed(_, code, message, field, text):
                 self._fail(run, Failure(code, message, field=field, text=text or None), now)

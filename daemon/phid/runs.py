@@ -23,6 +23,7 @@ class Run:
     usage: Usage = field(default_factory=Usage)
     first_token: float | None = None
     prefill_ms: float | None = None
+    looped: bool = False
 
     def start(self, event: Started) -> None:
         """The prompt has been counted, and is being read."""
@@ -42,6 +43,7 @@ class Run:
         """The engine's own count replaces ours, which knows nothing of tokens without text."""
         self.usage = event.usage
         self.prefill_ms = event.prefill_ms
+        self.looped = event.looped
 
     def result(self, finish: Finish, text: str, now: float, *, device: str) -> Result:
         """The answer, as it is told."""
@@ -76,4 +78,5 @@ class Run:
                 tokens_per_s=round(rate, 2),
             ),
             deltas=self.stream.published,
+            looped=self.looped or None,
         )

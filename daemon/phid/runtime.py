@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from phid import threads, vocabulary
+from phid import memory, threads, vocabulary
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Load, Loading
 
@@ -30,13 +30,15 @@ _GRAPHS = ("decoder", "vision", "embedding")
 def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     """Load the model in the folder `load.path`; generate a token with it, and show it a frame.
 
-    Raises Refused where the folder holds no model this runtime can run.
+    Raises Refused where the folder holds no model this runtime can run, or memory is not enough.
     """
     began_s = time.monotonic()
     report(Loading("reading the configuration"))
     folder = Path(load.path)
     config = _read_config(folder)
     kind = _kind(config)
+    estimate = memory.model_bytes(_files_bytes(folder, config), kind)
+    memory.check(estimate, load.memory_bytes)
     count = load.threads or threads.usable_cpus()
     og_config = og.Config(str(folder))
     # Left alone, the runtime takes one thread on some machines and all of them on others.
@@ -59,6 +61,7 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
         threads=count,
         context=min(load.max_context or context, context),
         kv_bytes_per_token=kv_bytes_per_token,
+        estimate_mb=estimate >> 20,
         load_ms=_since_ms(began_s),
     )
     if kind == "text":
@@ -89,6 +92,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise Refused(Code.NOT_FOUND, f"{CONFIG} names {name}, which is not in {folder}")
     return model
+
+
+def _files_bytes(folder: Path, config: dict[str, Any]) -> int:
+    """Sizes of the model's graphs, and of the data that lies beside each."""
+    graphs = {part["filename"] for part in config.values() if _has_file(part)}
+    files = (path for name in graphs for path in folder.glob(f"{name}*"))
+    return sum(path.stat().st_size for path in files)
 
 
 def _has_file(part: Any) -> bool:

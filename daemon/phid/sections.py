@@ -107,8 +107,14 @@ class Engine(Section):
     memory_mb: int = Field(
         0, ge=0, description="Most memory it may take, MiB; 0: what the machine has to spare."
     )
+    loop_tokens: int = Field(
+        256, ge=0, description="An answer that repeats itself for so many tokens is cut; 0: never."
+    )
     hang_s: Seconds = Field(
         10, description="Shortest silence in mid-answer for which an engine is ended as hung."
+    )
+    recycle_mb: int = Field(
+        64, ge=0, description="One that has leaked this much is replaced when idle, MiB; 0: never."
     )
     restart_max_s: Seconds = Field(
         30, description="Longest pause before a failing engine is started again."

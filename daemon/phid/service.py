@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from phid import control, log, notify, reports
 from phid.broker import (
@@ -46,7 +47,7 @@ from phid.roster import Notebook, Roster
 from phid.session import Session
 from phid.settings import Settings
 from phid.thermal import Thermal
-from phid.worker import EngineEnded, EngineSaid
+from phid.worker import EngineEnded, EngineSaid, Worker
 
 TAKEN_OVER_STATUS = 75
 """The exit status when another client uses our id: EX_TEMPFAIL, and systemd leaves it at that."""
@@ -111,9 +112,13 @@ class Service:
         engine = settings.engine
         self._crew = Crew(
             lineup,
-            self._mailbox.put,
-            restart_max_s=engine.restart_max_s,
-            hang_s=engine.hang_s,
+            partial(
+                Worker,
+                post=self._mailbox.put,
+                restart_max_s=engine.restart_max_s,
+                hang_s=engine.hang_s,
+                recycle_bytes=engine.recycle_mb << 20,
+            ),
             keep_alive_s=engine.keep_alive_s,
             budget_bytes=engine.budget_mb << 20,
         )
@@ -272,7 +277,7 @@ class Service:
         self._bulletin.unkept = self._records.failing
         self._thermal.tick(now, self._settings.health.pause_above_c)
         self._bulletin.heat, self._desk.cooling = self._thermal.reason, self._thermal.waits
-        self._crew.tick(now)
+        self._crew.tick(now, quiet=self._desk.idle)
         for name in [name for name, at in self._due.items() if at <= now]:
             self._do(name, now)
         self._operations.tick(now)
@@ -403,6 +408,7 @@ class Service:
             self._desk.dispatch(now)  # there may be room for another now
             return
         self._health.count("engine_restarts")
+        self._health.count("engine_recycles", worker.recycling is not None)
         self._desk.engine_lost(worker, now)
         self._lookout.engine_lost(worker, now)
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Literal
 
-from phid import channel, log
+from phid import channel, log, memory
 from phid.errors import Code, Failure
+from phid.growth import Growth
 from phid.jobs import (
     Cancel,
     Command,
@@ -30,6 +31,7 @@ from phid.jobs import (
     Ready,
     Stop,
     Unchanged,
+    Usage,
 )
 from phid.patience import Patience
 
@@ -39,6 +41,9 @@ _TAIL_LINES = 20
 # Who has not looked at its mail for so long cannot say who was silent.
 _DEAF_S = 2.0
 _HOPELESS_AFTER = 4
+# A client that asks one thing after another leaves shorter gaps than this.
+_QUIET_S = 2.0
+_MIB = 1 << 20
 _COMMAND = (sys.executable, "-m", "phid.engine")
 # Of all workers: what an engine says is of one of them.
 _generations = itertools.count(1)
@@ -68,8 +73,10 @@ WorkerEvent = EngineSaid | EngineEnded
 class Worker:
     """One engine after another for the same model. Owner thread only; never waits.
 
-    `why` says how the last one ended, `used_at` when one last had something to do. `hang_s` is for
-    `Patience`.
+    `why` says how the last one ended, `used_at` when one last had something to do; `recycling` why
+    it was ended for another, until that is ready; `loaded_bytes` is what it took when it had
+    loaded. `hang_s` is for `Patience`. One that has leaked `recycle_bytes` is ended when nobody
+    asks anything; 0: never.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class Worker:
         *,
         restart_max_s: float,
         hang_s: float = 10.0,
+        recycle_bytes: int = 0,
     ) -> None:
         self.load = load
         self.state: Literal["stopped", "loading", "ready", "pausing", "retiring"] = "stopped"
@@ -88,6 +96,8 @@ class Worker:
         self.retry_at: float | None = None
         self.why = ""
         self.used_at = 0.0
+        self.recycling: str | None = None
+        self.loaded_bytes: int | None = None
         self._post = post
         self._restart_max_s = restart_max_s
         self._generation = 0
@@ -98,6 +108,10 @@ class Worker:
         self._ticked = time.monotonic()
         self._hung: str | None = None
         self._kill_at = 0.0
+        self._recycle_bytes = recycle_bytes
+        self._growth = Growth()
+        self._cache_tokens = 0
+        self._quiet_since: float | None = None
 
     @property
     def free(self) -> bool:
@@ -121,6 +135,7 @@ class Worker:
         self._child = _Child(self._generation, self._post)
         self._child.send(self.load)
         self._hung = None
+        self._growth = Growth()
         self._patience.loading(time.monotonic())
         _log.info("engine_started", pid=self._child.pid, model=self.load.model)
 
@@ -129,6 +144,7 @@ class Worker:
         assert self._child is not None
         assert self.free
         self.running = job.id
+        self._cache_tokens = job.sampling.max_tokens
         self._child.send(job)
         self.used_at = time.monotonic()
         self._patience.handed(self.used_at)
@@ -163,8 +179,11 @@ class Worker:
             self._failures = 0
             self._child.kill()
 
-    def tick(self, now: float) -> None:
-        """Start an engine whose pause is over; end one that hangs."""
+    def tick(self, now: float, *, quiet: bool = False) -> None:
+        """Start an engine whose pause is over; end one that hangs, or leaks while all is `quiet`.
+
+        Quiet is it while no request is open.
+        """
         if now - self._ticked > _DEAF_S:
             self._patience.forgive(now)
         self._ticked = now
@@ -174,6 +193,9 @@ class Worker:
         if silent_s is not None and self._child is not None and self._hung is None:
             self._hung = f"hung ({self._patience.phase}): nothing came of it for {silent_s:.1f} s"
             self._child.kill()
+        self._quiet_since = (self._quiet_since or now) if quiet else None
+        if self._quiet_since is not None and now - self._quiet_since >= _QUIET_S and self.free:
+            self._recycle_if_leaking()
         if self.retry_at is not None and now >= self.retry_at:
             self.start()
 
@@ -189,7 +211,8 @@ class Worker:
         match said.event:
             case Ready(facts):
                 self.state, self.facts, self.failure = "ready", facts, None
-                self._unloadable = False
+                self._unloadable, self.recycling = False, None
+                self.loaded_bytes = memory.resident_bytes(self._child.pid)
             case LoadFailed(code, message):
                 self.failure, self._unloadable = Failure(code, message), True
                 _log.error("engine_load_failed", code=code, reason=message)
@@ -197,6 +220,8 @@ class Worker:
                 if said.event.job_id == self.running:
                     self.running = None
                     self._failures = 0
+                if isinstance(said.event, Finished):
+                    self._weigh(said.event.usage)
             case _:
                 pass
         return said.event
@@ -212,14 +237,35 @@ class Worker:
             self.state, self.failure = "stopped", None
             return False
         self.state, self.running = "pausing", None
-        self.why = why = self._hung or describe_exit(ended.returncode)
+        self.why = why = self._hung or self.recycling or describe_exit(ended.returncode)
+        if self.recycling is not None:
+            self.retry_at = now
+            return True
         if not self._unloadable:
             self.failure = Failure(Code.ENGINE_LOST, f"the engine {why}")
-        pause = min(self._restart_max_s, _FIRST_PAUSE_S * 2 ** min(self._failures, 16))
+        # One that has worked is replaced at once; only what fails again has to wait.
+        pause = min(self._restart_max_s, _FIRST_PAUSE_S * 2 ** (min(self._failures, 16) - 1))
+        pause = pause if self._failures else 0.0
         self._failures += 1
         self.retry_at = now + pause
         _log.error("engine_ended", why=why, retry_s=pause, output=list(ended.tail[-5:]))
         return True
+
+    def _weigh(self, usage: Usage) -> None:
+        """Remember what the engine holds after a job."""
+        assert self._child is not None
+        if (held := memory.own_bytes(self._child.pid)) is not None:
+            self._growth.add(held, usage.prompt_tokens + self._cache_tokens)
+
+    def _recycle_if_leaking(self) -> None:
+        leaked = self._growth.leaked_bytes()
+        if self._child is None or not self._recycle_bytes or leaked < self._recycle_bytes:
+            return
+        self.recycling = f"replaced, for it had leaked {leaked // _MIB} MiB"
+        _log.warning("engine_recycled", pid=self._child.pid, leaked_mb=leaked // _MIB)
+        # It is idle: nothing is lost by an end that cannot take long. No job is for it any more.
+        self.state = "pausing"
+        self._child.kill()
 
 
 class _Child:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,6 +38,7 @@ from phid.roster import Notebook, Roster
 from phid.settings import Settings
 from phid.slots import Frame
 from phid.watches import Watch
+from phid.worker import Worker
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ENVELOPES = GOLDEN / "envelopes.txt"
@@ -51,6 +53,7 @@ FACTS = EngineFacts(
     context=4096,
     kv_bytes_per_token=786432,
     load_ms=4321,
+    estimate_mb=3520,
 )
 RESULT = Result(
     id="a1",
@@ -126,9 +129,10 @@ class Device:
             )
         )
         model = Model(Load("genai", "phi-3.5-mini", "/m"))
-        crew = Crew(Lineup((model,), model.name, model.name), print, restart_max_s=1)
+        hire = partial(Worker, post=print, restart_max_s=1)
+        crew = Crew(Lineup((model,), model.name, model.name), hire)
         for worker in crew.workers:
-            worker.state, worker.facts = "ready", FACTS
+            worker.state, worker.facts, worker.loaded_bytes = "ready", FACTS, 3400 << 20
         self.backlog = mock.MagicMock(spec=Backlog, oldest_arrival=None)  # nothing waits
         self.bulletin = Bulletin(settings, self.outbox, Health(settings.models_dir), crew)
         self.bulletin.session = self.paper.session
@@ -164,7 +168,7 @@ class Device:
         roster = Roster(Notebook(Path("/nonexistent")), "phid/v1")
         roster.note = mock.Mock()  # type: ignore[method-assign]
         health = Health(settings.models_dir)
-        crew = Crew(Lineup(), print, restart_max_s=1)
+        crew = Crew(Lineup(), partial(Worker, post=print, restart_max_s=1))
         lookout = Lookout(settings, roster, crew, self.outbox, health, lambda: 0)
         self.paper.subscribe = lambda _: 1  # type: ignore[attr-defined]
         lookout.connect(mock.Mock(link=self.paper))
@@ -182,6 +186,9 @@ OUT: dict[str, Callable[[Device], object]] = {
     "delta": Device.delta,
     "result": lambda d: d.answer(RESULT),
     "result-duplicate": lambda d: d.answer(RESULT.model_copy(update={"duplicate": True})),
+    "result-looped": lambda d: d.answer(
+        RESULT.model_copy(update={"finish": Finish.LENGTH, "looped": True})
+    ),
     "result-cancelled": lambda d: d.answer(RESULT.model_copy(update={"finish": Finish.CANCELLED})),
     "error-bad-request": lambda d: d.error(
         Code.BAD_REQUEST,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -12,7 +13,7 @@ from phid.crew import Crew
 from phid.errors import Code, Refused
 from phid.jobs import Job, Load, Sampling, Turn
 from phid.lineup import Lineup, Model
-from phid.worker import EngineEnded, EngineSaid, WorkerEvent
+from phid.worker import EngineEnded, EngineSaid, Worker, WorkerEvent
 
 GIB = 1 << 30
 
@@ -37,8 +38,7 @@ class Yard:
                 frozenset(options.pop("pinned", ())),  # type: ignore[call-overload]
                 stored.get,
             ),
-            self.mail.put,
-            restart_max_s=1,
+            partial(Worker, post=self.mail.put, restart_max_s=1),
             available=self.free_bytes,
             tell=lambda name, state, _: self.told.append((name, state)),
             **options,  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -25,6 +26,7 @@ from phid.outbox import Outbox
 from phid.records import Records
 from phid.sections import Limits
 from phid.settings import Settings
+from phid.worker import Worker
 
 SETTINGS = Settings(device="dev", limits=Limits(backlog=20, per_client=10))
 INTAKE = Intake(SETTINGS.topics, payload_bytes=1 << 20, max_tokens=100, deadline_ms=1000)
@@ -45,7 +47,10 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     )
     desk = Desk(
         SETTINGS,
-        Crew(Lineup((Model(Load("scripted", "m", "")),), "m", "m"), print, restart_max_s=1),
+        Crew(
+            Lineup((Model(Load("scripted", "m", "")),), "m", "m"),
+            partial(Worker, post=print, restart_max_s=1),
+        ),
         outbox,
         Health(tmp_path),
         lambda _: None,

@@ -462,8 +462,7 @@ class Scene:
         self.worker, self.line, self.outbox = Hands(kind), Line(), Outbox()
         self.health = Health(folder)
         self.notebook = Notebook(folder / "watches.json")
-        crew = Crew(Lineup((Model(self.worker.load),), "m", "m"), print, restart_max_s=1)
-        crew._members["m"].worker = self.worker  # type: ignore[assignment]
+        crew = Crew(Lineup((Model(self.worker.load),), "m", "m"), lambda _: self.worker)  # type: ignore[arg-type, return-value]
         self.lookout = Lookout(
             self.settings,
             Roster(self.notebook, "phid/v1"),
