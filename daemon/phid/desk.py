@@ -337,11 +337,12 @@ class Desk:
 
     def _enqueue(self, ticket: Ticket, now: float) -> None:
         position = self.backlog.push(ticket) + (self._running is not None)
-        if ticket.streams:
+        # First of all the engine, which reads the prompt while we go on.
+        self.dispatch(now)
+        if ticket.streams and ticket.state != "ended":
             eta_ms = self._health.wait_ms(position) if position else None
             message = AcceptedMessage(id=ticket.id, queue_pos=position, eta_ms=eta_ms)
             self._outbox.answer(ticket.address, message)
-        self.dispatch(now)
 
     def _known(self, arrived: RequestArrived) -> Ticket | None:
         if arrived.id_given:

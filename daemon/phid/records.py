@@ -35,6 +35,7 @@ _FLUSH_S = 5.0
 class Records:
     """Numbers what is to be written and hands it to the journal. Owner thread only; never waits.
 
+    What one turn of the owner's loop has brought goes into one commit, when the turn is over.
     Without a journal, and for what came at QoS 0, nothing is written and nothing waits.
     """
 
@@ -49,6 +50,7 @@ class Records:
         self._tickets: dict[int, Ticket] = {}
         self._try_at = 0.0
         self._flush_at = 0.0
+        self._entries: list[Entry] = []
 
     @property
     def failing(self) -> str | None:
@@ -62,11 +64,17 @@ class Records:
             return
         if journal.failing is not None and now >= self._try_at:
             self._try_at = now + _TRY_AGAIN_S
-            journal.write(Tried())
+            self._entries.append(Tried())
         elif not journal.waiting:
             self._flush_at = now + _FLUSH_S
         elif now >= self._flush_at:
             journal.flush()
+
+    def commit(self) -> None:
+        """Have written what this turn has brought."""
+        if self._journal is not None and self._entries:
+            self._journal.write(*self._entries)
+            self._entries = []
 
     def check_room(self, arrived: RequestArrived) -> None:
         """Raises Refused (busy) for a request that could not be written."""
@@ -107,14 +115,14 @@ class Records:
             decided=decided,
         )
         self._next += 1
-        self._journal.write(entry)
+        self._entries.append(entry)
         return True
 
     def ask_again(self, ticket: Ticket, address: ReplyAddress, decided: threading.Event) -> bool:
         """The same for another who wants its outcome."""
         if self._journal is None or ticket.number is None:
             return False
-        self._journal.write(AskedAgain(ticket.number, address, decided))
+        self._entries.append(AskedAgain(ticket.number, address, decided))
         return True
 
     def keep_part(self, arrived: PartArrived, decided: threading.Event) -> bool:
@@ -123,7 +131,7 @@ class Records:
             return False
         part = arrived.part
         ts = self._wall()
-        self._journal.write(PartKept(arrived.client, arrived.id, arrived.n, part, ts, decided))
+        self._entries.append(PartKept(arrived.client, arrived.id, arrived.n, part, ts, decided))
         return True
 
     def mark(self, ticket: Ticket) -> None:
@@ -132,14 +140,14 @@ class Records:
             ticket.mark = "written"
         elif ticket.mark == "no":
             ticket.mark = "asked"
-            self._journal.write(Marked(ticket.number))
+            self._entries.append(Marked(ticket.number))
 
     def end(self, ticket: Ticket, outcome: Outcome) -> bool:
         """True if its outcome is being written, and to be published when it is."""
         if self._journal is None or ticket.number is None:
             return False
         payload = messages.encode(outcome).decode()
-        self._journal.write(Ended(ticket.number, payload, self._wall()))
+        self._entries.append(Ended(ticket.number, payload, self._wall()))
         return True
 
     def told(self, number: int) -> None:

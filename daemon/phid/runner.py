@@ -73,6 +73,10 @@ class Runner:
         gather_s = self.delta_interval_s / 2
         job = replace(ticket.job, budget_s=ticket.deadline - now, gather_s=gather_s)
         worker.submit(job)
+        length = sum(len(turn.content) for turn in job.turns)
+        if ticket.streams and not job.images and length <= worker.load.prefill_slice:
+            # So short that its first token is near: its mark goes into the commit of the request.
+            self._records.mark(ticket)
 
     def engine_said(self, event: Event, now: float) -> None:
         """Bring the job along; what is said of a job already answered is dropped."""

@@ -237,6 +237,7 @@ class Service:
         if mail is not None:
             self._take(mail, now)
         self._tick(now)
+        self._records.commit()
 
     def _take(self, mail: Mail, now: float) -> None:  # noqa: C901, PLR0912 - one case for each mail
         match mail:
@@ -431,6 +432,7 @@ class Service:
         now = time.monotonic()
         self._desk.leave(now)
         self._bulletin.farewell(self._desk.backlog)
+        self._records.commit()
         late = now + _FAREWELL_S
         while self._is_owed_something and time.monotonic() < late:
             try:
@@ -439,6 +441,7 @@ class Service:
                 continue
             if isinstance(mail, Sent | Disconnected | Arrived | Written | NotWritten):
                 self._take(mail, time.monotonic())
+                self._records.commit()
 
     @property
     def _is_owed_something(self) -> bool:
