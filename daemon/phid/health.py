@@ -166,7 +166,7 @@ def _memory_of(engine_pid: int) -> dict[str, float]:
     """What the engine has of memory, and the most it has had."""
     taken = {
         "engine_rss_mb": memory.resident_bytes(engine_pid),
-        "model_memory_mb": memory.peak_bytes(engine_pid),
+        "model_memory_mb": memory.most_bytes(engine_pid),
     }
     return {key: round(size / _MIB, 1) for key, size in taken.items() if size is not None}
 
