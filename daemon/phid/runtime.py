@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONFIG = "genai_config.json"
+# How many weights share a scale where nothing says it: the usual, and the larger in memory.
+_BLOCK = 32
 _GRAPHS = ("decoder", "vision", "embedding")
 
 
@@ -100,16 +102,18 @@ def _estimate_bytes(folder: Path, config: dict[str, Any], kind: Literal["text", 
     """What the model will take of memory: by its graphs, and the data that lies beside each."""
     graphs = {part["filename"] for part in config.values() if _has_file(part)}
     files = sum(path.stat().st_size for name in graphs for path in folder.glob(f"{name}*"))
-    return memory.model_bytes(files, _block_size(folder / config["decoder"]["filename"]), kind)
+    named = _has_file(config.get("decoder"))
+    block = _block_size(folder / config["decoder"]["filename"]) if named else _BLOCK
+    return memory.model_bytes(files, block, kind)
 
 
 def _block_size(graph: Path) -> int:
-    """How many weights share a scale; where nothing says, as few as is usual."""
+    """How many weights of this graph share a scale."""
     with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         # An attribute's name (onnx.proto: AttributeProto), and its field 3: an integer.
         found = re.search(rb"block_size\x18([\x80-\xff]?)([\x00-\x7f])", data)
         if found is None:
-            return 32
+            return _BLOCK
         low, high = found.groups()
         return (low[0] & 0x7F) + (high[0] << 7) if low else high[0]
 

@@ -70,6 +70,7 @@ def test_an_engine_is_not_replaced_while_a_request_waits_or_runs(
     prompt = script(tokens=1, prompt_tokens=9, token_ms=3500)
     requester.request({"prompt": prompt, "id": "long", "max_tokens": 1})
     assert requester.outcome("long")["text"] == words(1)
+    leak(requester, 3)  # somebody who asks again at once finds it there
     assert leaky.engine_pid == first
     until(lambda: leaky.logged("engine_recycled"), 10)
     assert len(requester.outcomes("long")) == 1
