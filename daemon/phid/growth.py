@@ -27,6 +27,7 @@ class Growth:
         self._least: list[int] = []
         self._warm_up = _WARM_UP
         self._largest = 0
+        self._leaked: int | None = 0
 
     def add(self, held_bytes: int, tokens: int) -> None:
         """Count a job whose cache was made for so many tokens, and what was held after it.
@@ -39,6 +40,7 @@ class Growth:
             self._held.clear()
             self._least.clear()
             self._jobs_each, self._warm_up = 1, _WARM_UP
+        self._leaked = None
         if self._warm_up:
             self._warm_up -= 1
             return
@@ -54,7 +56,9 @@ class Growth:
 
     def leaked_bytes(self) -> int:
         """How much it has grown since it was warm, if steadily; else 0."""
-        return leaked_bytes(self._held)
+        if self._leaked is None:  # asked for many times between two jobs
+            self._leaked = leaked_bytes(self._held)
+        return self._leaked
 
 
 def leaked_bytes(held: Sequence[int]) -> int:

@@ -168,7 +168,7 @@ def _memory_of(engine_pids: tuple[int, ...]) -> dict[str, float]:
     """What the engines have of memory, and the most they have had."""
     taken = {
         "engine_rss_mb": [memory.resident_bytes(pid) for pid in engine_pids],
-        "model_memory_mb": [memory.peak_bytes(pid) for pid in engine_pids],
+        "model_memory_mb": [memory.most_bytes(pid) for pid in engine_pids],
     }
     sums = {key: sum(n for n in sizes if n is not None) for key, sizes in taken.items()}
     return {key: round(size / _MIB, 1) for key, size in sums.items() if size}

@@ -17,6 +17,8 @@ Kind = Literal["text", "vision"]
 # A job of a usual length must fit too.
 _USUAL_TOKENS = 1024
 _FLOAT_BYTES = 4
+# The smallest in use takes the most.
+_BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def _reckon(folder: Path) -> tuple[Kind | None, int]:
     kind: Kind = "vision" if stored.type == "phi3v" else "text"
     tokens = min(stored.context, _USUAL_TOKENS)
     cache = _cache_bytes_per_token(folder) * tokens
-    return kind, memory.model_bytes(stored.size_bytes, kind) + cache
+    return kind, memory.model_bytes(stored.size_bytes, _BLOCK, kind) + cache
 
 
 def _cache_bytes_per_token(folder: Path) -> int:

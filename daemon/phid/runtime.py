@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONFIG = "genai_config.json"
+# How many weights share a scale where nothing says it: the usual, and the larger in memory.
+_BLOCK = 32
 _GRAPHS = ("decoder", "vision", "embedding")
 
 
@@ -37,7 +41,7 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     folder = Path(load.path)
     config = _read_config(folder)
     kind = _kind(config)
-    estimate = memory.model_bytes(_files_bytes(folder, config), kind)
+    estimate = _estimate_bytes(folder, config, kind)
     memory.check(estimate, load.memory_bytes)
     count = load.threads or threads.usable_cpus()
     og_config = og.Config(str(folder))
@@ -94,11 +98,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return model
 
 
-def _files_bytes(folder: Path, config: dict[str, Any]) -> int:
-    """Sizes of the model's graphs, and of the data that lies beside each."""
+def _estimate_bytes(folder: Path, config: dict[str, Any], kind: Literal["text", "vision"]) -> int:
+    """What the model will take of memory: by its graphs, and the data that lies beside each."""
     graphs = {part["filename"] for part in config.values() if _has_file(part)}
-    files = (path for name in graphs for path in folder.glob(f"{name}*"))
-    return sum(path.stat().st_size for path in files)
+    files = sum(path.stat().st_size for name in graphs for path in folder.glob(f"{name}*"))
+    named = _has_file(config.get("decoder"))
+    block = _block_size(folder / config["decoder"]["filename"]) if named else _BLOCK
+    return memory.model_bytes(files, block, kind)
+
+
+def _block_size(graph: Path) -> int:
+    """How many weights of this graph share a scale."""
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        # An attribute's name (onnx.proto: AttributeProto), and its field 3: an integer.
+        found = re.search(rb"block_size\x18([\x80-\xff]?)([\x00-\x7f])", data)
+        if found is None:
+            return _BLOCK
+        low, high = found.groups()
+        return (low[0] & 0x7F) + (high[0] << 7) if low else high[0]
 
 
 def _has_file(part: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,14 +23,17 @@ from phid.jobs import (
     Failed,
     Finish,
     Finished,
+    Job,
     Load,
     LoadFailed,
     Loading,
     Prefilled,
     Ready,
+    Sampling,
     Started,
     Stop,
     Tokens,
+    Turn,
 )
 
 Start = Callable[[], EngineProcess]
@@ -411,6 +415,27 @@ def test_a_folder_that_is_not_there_is_not_found(start: Start, tmp_path: Path) -
     assert end.code is Code.NOT_FOUND
     assert "genai_config.json" in end.message
     assert engine.wait() == 1
+
+
+@pytest.mark.model
+def test_a_model_that_would_not_fit_is_not_loaded(start: Start, demo_folder: Path) -> None:
+    engine = start()
+    end = engine.load(Load("genai", "m", str(demo_folder), memory_bytes=200 << 20))[-1]
+    assert isinstance(end, LoadFailed)
+    assert end.code is Code.NO_MEMORY
+    assert re.fullmatch(r"it needs \d+ MiB of memory and \d+ are free", end.message)
+    assert engine.wait() == 1
+
+
+@pytest.mark.model
+def test_a_small_model_that_says_the_same_for_ever_is_cut(start: Start, demo_folder: Path) -> None:
+    engine = start()
+    engine.load(Load("genai", "m", str(demo_folder), loop_tokens=64))
+    asked = (Turn("user", "Sing."), Turn("assistant", "la " * 99), Turn("user", "Sing again."))
+    end = finished(engine.ask(Job("j", asked, Sampling(max_tokens=600))))
+    assert (end.finish, end.looped) == (Finish.LENGTH, True)
+    assert 64 <= end.usage.output_tokens < 300
+    assert end.text.count("la") > 50
 
 
 @pytest.mark.model

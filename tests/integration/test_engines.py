@@ -6,6 +6,7 @@ import os
 import signal
 import statistics
 import time
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,7 @@ def test_an_engine_is_not_replaced_while_a_request_waits_or_runs(
     prompt = script(tokens=1, prompt_tokens=9, token_ms=3500)
     requester.request({"prompt": prompt, "id": "long", "max_tokens": 1})
     assert requester.outcome("long")["text"] == words(1)
+    leak(requester, 3)  # somebody who asks again at once finds it there
     assert leaky.engine_pid == first
     until(lambda: leaky.logged("engine_recycled"), 10)
     assert len(requester.outcomes("long")) == 1
@@ -106,6 +108,29 @@ def test_an_answer_may_repeat_itself_where_the_settings_say_so(
     start_daemon(engine__loop_tokens=0)
     result = requester.ask(script(tokens=["ha "] * 1000, prompt_tokens=1), max_tokens=1001)
     assert (result["finish"], result["text"]) == ("stop", "ha " * 1000)
+
+
+@pytest.fixture
+def real(start_daemon: DaemonFactory, models_dir: Path) -> Daemon:
+    return start_daemon(
+        engine__runtime="genai",
+        engine__model=demo.NAME,
+        models_dir=models_dir,
+        health__interval_s=0.3,
+    )
+
+
+def test_a_model_takes_the_memory_that_its_files_say(real: Daemon, requester: Requester) -> None:
+    requester.listen(f"{BASE}/dut/out/info", f"{BASE}/dut/out/health")
+    usage = requester.ask("Hello", max_tokens=16)["usage"]
+    model = requester.wait(lambda h: "loaded_mb" in (h.json.get("model") or {})).json["model"]
+    cache_mb = (usage["prompt_tokens"] + 16) * model["kv_bytes_per_token"] / 2**20
+    taken_mb = health(requester)["model_memory_mb"]
+    print(f"estimate {model['estimate_mb']} MiB, loaded {model['loaded_mb']} MiB")
+    print(f"with a cache of {cache_mb:.0f} MiB at most {taken_mb:.0f} MiB")
+    assert taken_mb == pytest.approx(model["estimate_mb"] + cache_mb, rel=0.1)
+    assert model["loaded_mb"] <= taken_mb
+    assert real.engine_pid
 
 
 @pytest.mark.timeout(300)
