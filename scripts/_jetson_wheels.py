@@ -118,18 +118,23 @@ def check(folder: Path, sm: int, python: tuple[int, int]) -> list[str]:
     if genai and runtime:
         # It says which runtime it was built against.
         needs = [want for want in _requirements(genai) if want.name in RUNTIME]
+        name = parse_wheel_filename(runtime.name)[0]
+        if needs and name not in {want.name for want in needs}:
+            found.append(f"{genai.name} asks for {needs[0]}, and pip does not take {name} for it")
         found += problems(runtime, sm, python, needs)
     return found
 
 
 def requirements(wheelhouse: Path) -> str:
-    """Every wheel of a wheelhouse with its hash, for pip install --no-deps.
+    """Every wheel of a wheelhouse with its hash, but for phid itself: a lock file like run.txt.
 
-    Without --no-deps pip would fetch the CPU's runtime too, for that is the name phid asks for.
+    phid is installed after them, without its dependencies: it asks for the CPU's runtime by name.
     """
     lines = []
     for wheel in sorted(wheelhouse.glob("*.whl")):
         name, version, _, _ = parse_wheel_filename(wheel.name)
+        if name == "phid":
+            continue
         with wheel.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         lines.append(f"{name}=={version} --hash=sha256:{digest}\n")

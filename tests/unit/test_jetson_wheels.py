@@ -63,8 +63,10 @@ def wheel(folder: Path, name: str, version: str, so: bytes, **changed: str) -> P
     return path
 
 
-def pair(folder: Path, so: bytes, runtime: str = "1.32.0", **changed: str) -> None:
-    wheel(folder, "onnxruntime_genai", "0.18.0", so, needs="onnxruntime-gpu>=1.31.0", **changed)
+def pair(
+    folder: Path, so: bytes, runtime: str = "1.32.0", needs: str = "onnxruntime-gpu", **changed: str
+) -> None:
+    wheel(folder, "onnxruntime_genai", "0.18.0", so, needs=f"{needs}>=1.31.0", **changed)
     wheel(folder, "onnxruntime_gpu", runtime, so, **changed)
 
 
@@ -127,6 +129,7 @@ def test_code_of_a_relative_is_none(reader: ModuleType, tmp_path: Path) -> None:
         ({"tag": "cp310"}, "is for cp310"),
         ({"platform": "linux_x86_64"}, "not for aarch64"),
         ({"runtime": "1.28.0"}, "is 1.28.0, and onnxruntime-gpu>=1.31.0 is wanted"),
+        ({"needs": "onnxruntime"}, "asks for onnxruntime>=1.31.0, and pip does not take"),
     ],
 )
 def test_what_does_not_fit_is_said(
@@ -157,8 +160,9 @@ def test_the_lock_loses_the_runtimes_and_nothing_else(reader: ModuleType) -> Non
     assert reader.rest(lock).count("--hash") > 100
 
 
-def test_the_requirements_name_each_wheel_with_its_hash(reader: ModuleType, tmp_path: Path) -> None:
+def test_the_requirements_name_each_wheel_but_ours(reader: ModuleType, tmp_path: Path) -> None:
     pair(tmp_path, library(AARCH64, (CUBIN, 87)))
+    wheel(tmp_path, "phid", "0.1.0", b"")
     lines = reader.requirements(tmp_path).splitlines()
     assert [line.partition(" --hash=sha256:")[0] for line in lines] == [
         "onnxruntime-genai==0.18.0",
