@@ -18,7 +18,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 BASE = "phid/v1"
-# On a slow machine: every wait for what is to come is so many times as long.
+# On a slow machine: every wait for what is to come is so many times as long, and so is what a
+# test allows where an emulated core would not keep it.
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
 
 
