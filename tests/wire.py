@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import socket
 import threading
@@ -17,6 +18,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 BASE = "phid/v1"
+# On a slow machine: every wait for what is to come is so many times as long, and so is what a
+# test allows where an emulated core would not keep it.
+PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Requester:
         else:
             self._client.connect(host, port, 30)
         self._client.loop_start()
-        self._ready.get(timeout=10)
+        self._ready.get(timeout=10 * PATIENCE)
 
     def __enter__(self) -> Self:
         return self
@@ -110,7 +114,7 @@ class Requester:
         """Subscribe to more, and wait until that holds."""
         self._filters += filters
         self._client.subscribe([(f, 1) for f in filters])
-        self._ready.get(timeout=10)
+        self._ready.get(timeout=10 * PATIENCE)
 
     def publish(
         self,
@@ -188,6 +192,7 @@ class Requester:
     def status(self, state: str, timeout: float = 20) -> dict[str, Any]:
         """The device's status once it is in this state; needs listen() on it."""
         topic = f"{BASE}/{self.device}/out/status"
+        timeout *= PATIENCE
         deadline = time.monotonic() + timeout
         with self._news:
             while True:
@@ -202,6 +207,7 @@ class Requester:
 
     def wait(self, wanted: Any, timeout: float = 30, what: str = "a message") -> Heard:
         """The first message, old or new, that is wanted."""
+        timeout *= PATIENCE
         deadline = time.monotonic() + timeout
         position = 0
         with self._news:
