@@ -27,6 +27,7 @@ StateName = Literal["loading", "online", "degraded", "paused", "draining", "offl
 # Settings that a reload takes over while running; the rest needs a restart.
 _LIVE = (
     "limits.",
+    "control.",
     "vision.max",
     "vision.camera",
     "vision.image",

@@ -16,7 +16,18 @@ from pydantic_settings import SettingsError as UnparsableEnvironmentError
 
 from phid import topics, watches
 from phid.errors import Refused
-from phid.sections import Engine, Health, Journal, Limits, Log, Mqtt, Section, Stream, Vision
+from phid.sections import (
+    Control,
+    Engine,
+    Health,
+    Journal,
+    Limits,
+    Log,
+    Mqtt,
+    Section,
+    Stream,
+    Vision,
+)
 from phid.watches import Watch
 
 SYSTEM_FILE = Path("/etc/phid/phid.toml")
@@ -54,6 +65,7 @@ class Settings(BaseSettings):
     mqtt: Mqtt = Mqtt()
     engine: Engine = Engine()
     limits: Limits = Limits()
+    control: Control = Control()
     vision: Vision = Vision()
     journal: Journal = Journal()
     stream: Stream = Stream()

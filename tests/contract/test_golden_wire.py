@@ -174,7 +174,7 @@ class Device:
             ping=lambda: {"state": "online", "queue": 0, "uptime_s": 60, "version": "1.2.3"}
         )
         arrived = CommandArrived(verb, "c1", requests.Command(), broadcast=False, reply=self.reply)
-        self.outbox.answer(arrived.reply, control.execute(service, arrived))
+        self.outbox.answer(arrived.reply, control.execute(service, arrived, control.VERBS))
 
 
 OUT: dict[str, Callable[[Device], object]] = {
