@@ -25,8 +25,13 @@ class Authority:
             *("-keyout", str(self._key), "-out", str(self.certificate)),
         )
 
-    def issue(self, name: str, *, days: int = 2, host: str | None = None) -> tuple[Path, Path]:
-        """A certificate and its key; for a server if it has a host, negative days are expired."""
+    def issue(
+        self, name: str, *, days: int = 2, host: str | None = None, begins: str | None = None
+    ) -> tuple[Path, Path]:
+        """A certificate and its key; for a server if it has a host, negative days are expired.
+
+        `begins`: it is not valid before, YYYYMMDDHHMMSSZ.
+        """
         key, request = self._folder / f"{name}.key", self._folder / f"{name}.csr"
         certificate, extras = self._folder / f"{name}.crt", self._folder / f"{name}.ext"
         subject = ["-subj", f"/CN={name}"]
@@ -35,12 +40,30 @@ class Authority:
         extras.write_text(
             f"subjectAltName={kind}:{host}\n" if host else "extendedKeyUsage=clientAuth\n"
         )
+        if begins is not None:
+            self._sign_ahead(request, certificate, extras, begins)
+            return certificate, key
         _openssl(
             *("x509", "-req", "-in", str(request), "-out", str(certificate), "-days", str(days)),
             *("-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial"),
             *("-extfile", str(extras)),
         )
         return certificate, key
+
+    def _sign_ahead(self, request: Path, certificate: Path, extras: Path, begins: str) -> None:
+        """Only `openssl ca` can say when a certificate begins, and it wants a book of all."""
+        (self._folder / "index.txt").touch()
+        config = self._folder / "ca.cnf"
+        config.write_text(
+            f"[ca]\ndefault_ca = own\n[own]\ndatabase = {self._folder}/index.txt\n"
+            f"rand_serial = yes\nnew_certs_dir = {self._folder}\ndefault_md = sha256\n"
+            "policy = any\n[any]\ncommonName = supplied\n"
+        )
+        _openssl(
+            *("ca", "-batch", "-notext", "-config", str(config), "-in", str(request)),
+            *("-out", str(certificate), "-extfile", str(extras), "-startdate", begins),
+            *("-cert", str(self.certificate), "-keyfile", str(self._key), "-days", "99999"),
+        )
 
 
 def _openssl(*arguments: str) -> None:

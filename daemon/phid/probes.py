@@ -68,7 +68,9 @@ def ping(settings: Settings, version: str) -> Reached:
             return _ping(settings, mqtt.model_copy(update={"protocol": _OLD_PROTOCOL}), version)
         except Unreachable as error:
             away = error
-    if away.refused:
+    if "certificate" in str(away):
+        mend = "mqtt.ca_file: who signed it; mqtt.host: the name in it; this machine's clock: date"
+    elif away.refused:
         mend = "mqtt.username, mqtt.password_file, mqtt.ca_file: as this broker knows them"
     else:
         mend = "mqtt.host, mqtt.port: where a broker runs (for a try: phid broker)"
