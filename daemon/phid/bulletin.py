@@ -9,7 +9,7 @@ from phid.backlog import Backlog
 from phid.broker import Will
 from phid.crew import Crew, ModelState
 from phid.health import Health
-from phid.messages import JobEvent, ModelEvent, StateEvent
+from phid.messages import JobEvent, ModelEvent, ReloadEvent, StateEvent
 from phid.outbox import Outbox, Publication
 from phid.reports import State
 from phid.settings import Settings
@@ -105,7 +105,7 @@ class Bulletin:
         )
         self._outbox.send_now(self.settings.topics.health, reports.numbers_payload(numbers))
 
-    def publish_event(self, event: JobEvent | StateEvent | ModelEvent) -> None:
+    def publish_event(self, event: JobEvent | StateEvent | ModelEvent | ReloadEvent) -> None:
         """Publish a line of what has happened."""
         self._outbox.put(Publication(self.settings.topics.event, event))
 

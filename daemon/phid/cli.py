@@ -59,7 +59,9 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     from phid import operations, service  # noqa: PLC0415 - the clients start faster without it
 
     log.configure(settings.log.level, settings.log.format)
-    daemon = service.Service(settings, lambda: _settings(options), lineup.read(settings))
+    daemon = service.Service(
+        settings, lambda: _settings(options, settings_module.load_again), lineup.read(settings)
+    )
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(
@@ -317,9 +319,11 @@ def _on_command_line(options: argparse.Namespace) -> list[str]:
     return [name for option, name in names.items() if getattr(options, option, None)]
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(
+    options: argparse.Namespace, load: Callable[[Path | None], Settings] = settings_module.load
+) -> Settings:
     """The settings, with what the command line says put over them."""
-    settings = settings_module.load(options.config)
+    settings = load(options.config)
     mqtt = {name: value for name in ("host", "port") if (value := getattr(options, name, None))}
     update: dict[str, object] = {"mqtt": settings.mqtt.model_copy(update=mqtt)}
     if isinstance(getattr(options, "device", None), str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import socket
@@ -160,6 +161,17 @@ def load(path: Path | None = None) -> Settings:
     if mistakes:
         raise SettingsError("\n".join(mistakes))
     return settings
+
+
+def load_again(path: Path | None = None) -> Settings:
+    """The settings for one who has some: as `load`, but what may be half written is refused."""
+    file = source(path)
+    with contextlib.suppress(OSError):
+        if file.stat().st_size == 0:
+            # An editor, or a script's `>`, empties a file before it fills it.
+            says = "empty, perhaps half written: the old settings hold; a comment in it will do"
+            raise SettingsError(f"{file}: {says}")
+    return load(path)
 
 
 def source(path: Path | None = None) -> Path:

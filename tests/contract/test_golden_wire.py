@@ -31,7 +31,7 @@ from phid.jobs import EngineFacts, Finish, Finished, Load, Usage
 from phid.ledger import ReplyAddress
 from phid.lineup import Lineup, Model
 from phid.lookout import Lookout
-from phid.messages import Accepted, Delta, JobEvent, Result, Timing, UsageReport
+from phid.messages import Accepted, Delta, JobEvent, ReloadEvent, Result, Timing, UsageReport
 from phid.outbox import Outbox, Publication
 from phid.roster import Notebook, Roster
 from phid.settings import Settings
@@ -215,6 +215,9 @@ OUT: dict[str, Callable[[Device], object]] = {
         )
     ),
     "event-state": Device.online,
+    "event-reload": lambda d: d.bulletin.publish_event(
+        ReloadEvent(ts=NOW, ok=False, reason="limits.backlog: must be a number")
+    ),
     "watch": Device.watch,
     "watch-result": lambda d: d.outbox.put(
         Publication(

@@ -58,7 +58,7 @@ def test_verbs_are_switched_while_it_runs(
     for verb in ("pause", "reload"):
         assert requester.ctl(verb)["error"]["code"] == "unauthorized"
     # Nobody can switch it on again over MQTT, but whoever is at the machine can.
-    daemon.config.write_text("")
+    daemon.config.write_text("# nothing\n")
     daemon.signal(signal.SIGHUP)
     deadline = time.monotonic() + 10
     while not requester.ctl("pause")["ok"]:
@@ -73,7 +73,7 @@ def test_a_broadcast_is_no_way_round(start_daemon: DaemonFactory, requester: Req
     requester.publish(topic, b"")
     assert requester.ctl("ping")["ok"]  # what came before it is decided
     assert all(not h.topic.endswith("/health") for h in requester.heard)
-    daemon.config.write_text("")  # the environment wins, so this changes nothing
+    daemon.config.write_text("# nothing\n")  # the environment wins, so this changes nothing
     assert requester.ctl("reload")["data"]["changed"] == []
     assert requester.ctl("discover")["error"]["code"] == "unauthorized"
 
