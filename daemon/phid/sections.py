@@ -8,7 +8,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Verb = Literal["ping", "pause", "resume", "drain", "discover", "log", "reload", "restart", "watch"]
+Verb = Literal[
+    "ping", "pause", "resume", "drain", "discover", "log", "reload", "restart", "watch", "model"
+]
 
 
 class Section(BaseModel):

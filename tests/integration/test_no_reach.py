@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from phid.control import VERBS
-from phid.requests import CancelRequest, Command, Request, WatchCommand
+from phid.requests import CancelRequest, Command, ModelCommand, Request, WatchCommand
 from phid.watches import Watch
 from rig import Daemon, Mosquitto
 from wire import BASE, Requester
@@ -90,6 +90,10 @@ def daemon(bait: Path, spied: Path) -> Iterator[Daemon]:
         print(daemon.log[-4000:])
 
 
+FIELDS = {"watch": WatchCommand, "model": ModelCommand}
+SOUND = {"model": {"action": "load", "name": "eye"}}
+
+
 def lures(bait: Path) -> list[str]:
     """The same folder, file and host in every way of writing them."""
     return [
@@ -153,6 +157,43 @@ def test_no_model_is_loaded_or_fetched_by_its_name(daemon: Daemon, bait: Path) -
         assert asker.ask("x", model="eye")["text"] == "x"
 
 
+@pytest.mark.model
+def test_a_model_is_loaded_by_name_from_its_folder_and_by_no_path(
+    models_dir: Path, bait: Path, spied: Path, tmp_path: Path
+) -> None:
+    """Only who writes the settings may name a folder that lies elsewhere."""
+    home, elsewhere, real = tmp_path / "models", tmp_path / "bait-model", "smollm2-135m-instruct"
+    home.mkdir()
+    for name in (real, "second"):
+        (home / name).symlink_to(models_dir / real)
+    elsewhere.symlink_to(models_dir / real)
+    broker = Mosquitto(tmp_path)
+    broker.start()
+    daemon = Daemon(
+        *(broker.port, tmp_path),
+        engine__runtime="genai",
+        engine__model=real,
+        models_dir=home,
+    )
+    daemon._environment["PYTHONPATH"] += f"{os.pathsep}{spied}"
+    daemon.start()
+    try:
+        with Requester(broker.port) as asker:
+            asker.listen(f"{BASE}/dut/out/status")
+            asker.status("online", 60)
+            for name in (*lures(elsewhere), f"./{real}", f"{real}/../../bait-model", "..", "."):
+                error = asker.ctl("model", action="load", name=name)["error"]
+                assert error["code"] == "not_found", (name, error)
+                assert asker.ask("x", model=name)["code"] == "not_found", name
+            assert not (spied / "seen").exists(), (spied / "seen").read_text()
+            assert asker.ctl("model", action="load", name="second")["ok"]
+            assert asker.ask("Say hello.", 60, model="second", max_tokens=4)["model"] == "second"
+    finally:
+        daemon.close()
+        broker.stop()
+        print(daemon.log[-4000:])
+
+
 def test_no_field_of_a_command_or_cancel_or_watch_reaches_for_what_it_names(
     daemon: Daemon, bait: Path, spied: Path
 ) -> None:
@@ -163,9 +204,9 @@ def test_no_field_of_a_command_or_cancel_or_watch_reaches_for_what_it_names(
             for name in CancelRequest.model_fields:
                 asker.publish(f"{BASE}/dut/in/cancel/{asker.name}", {name: lure})
             for verb in VERBS:
-                fields = WatchCommand if verb == "watch" else Command
-                for name in fields.model_fields.keys() - {"id", "reply_to"}:
-                    assert not asker.ctl(verb, **{name: lure})["ok"], (verb, name)
+                sound = SOUND.get(verb, {})
+                for name in FIELDS.get(verb, Command).model_fields.keys() - {"id", "reply_to"}:
+                    assert not asker.ctl(verb, **sound | {name: lure})["ok"], (verb, name)
             for name in Watch.model_fields.keys() - {"name"}:
                 asker.ctl("watch", **{"name": "w", "topic": "cam/+", "prompt": "x", name: lure})
                 asker.publish("cam/door", b'{"image": "' + lure.encode() + b'"}')

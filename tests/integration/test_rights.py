@@ -20,6 +20,7 @@ pytestmark = pytest.mark.mosquitto
 OPTIONS = {
     "log": {"level": "warning"},
     "watch": {"name": "yard", "topic": "cam/+", "prompt": "What?"},
+    "model": {"action": "load", "name": "scripted"},
     "restart": {"what": "engine"},
 }
 
