@@ -106,7 +106,7 @@ def status(state: State, *, session: str, since: float, queue: int, crew: Crew) 
     return Status(
         state=state.name,
         session=session,
-        since=int(since),
+        since=round(since),
         ts=int(time.time()),
         reason=state.reason,
         queue=queue,

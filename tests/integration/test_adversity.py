@@ -23,9 +23,8 @@ WHOLE = "[limits]\nmax_tokens = 7\n[log]\nlevel = 'info'\n"
 # Settings.
 
 
-@pytest.mark.parametrize("way", ["signal", "command"])
 def test_settings_half_written_change_nothing_and_are_told_as_an_event(
-    start_daemon: DaemonFactory, requester: Requester, way: str
+    start_daemon: DaemonFactory, requester: Requester
 ) -> None:
     daemon = start_daemon()
     events = f"{BASE}/dut/out/event"
@@ -35,10 +34,7 @@ def test_settings_half_written_change_nothing_and_are_told_as_an_event(
         """The event that a reload of this is told with."""
         daemon.config.write_text(text)
         before = len(requester.heard)
-        if way == "signal":
-            daemon.signal(signal.SIGHUP)
-        else:
-            requester.ctl("reload")
+        daemon.signal(signal.SIGHUP)
         return dict(
             requester.wait(
                 lambda h: h.topic == events and h.type == "reload" and h in requester.heard[before:]

@@ -25,10 +25,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("allowed", [[], ["ping", "log"]], ids=["none", "two"])
 def test_a_verb_that_is_switched_off_is_unauthorized_and_does_nothing(
-    start_daemon: DaemonFactory, requester: Requester, allowed: list[str]
+    start_daemon: DaemonFactory, requester: Requester
 ) -> None:
+    allowed = ["ping", "log"]
     daemon = start_daemon(control__allow=json.dumps(allowed))
     requester.listen(f"{BASE}/dut/out/status", f"{BASE}/dut/out/watch/#")
     engine = daemon.engine_pid
