@@ -51,6 +51,7 @@ class Question:
     timeout_s: float
     wait: bool = False
     as_json: bool = False
+    client: str | None = None
 
 
 def ask(mqtt: Mqtt, question: Question, out: TextIO, err: TextIO) -> int:
@@ -60,10 +61,10 @@ def ask(mqtt: Mqtt, question: Question, out: TextIO, err: TextIO) -> int:
     """
     topics = Topics(mqtt.base, question.device)
     late = time.monotonic() + question.timeout_s
-    name = f"cli-{uuid.uuid4().hex[:8]}"
+    name = question.client or f"cli-{uuid.uuid4().hex[:8]}"
     rx = topics.rx(name)
     request_id = question.fields.get("id") or uuid.uuid4().hex[:12]
-    fields = question.fields | {"id": request_id, "stream": "delta"}
+    fields = question.fields | {"id": request_id, "stream": "delta", "client": name}
     request = requests.Request.model_validate(fields)
     try:
         with Client(mqtt, (rx,), name=name) as client:

@@ -9,7 +9,7 @@ from phid.backlog import Backlog
 from phid.broker import Will
 from phid.crew import Crew, ModelState
 from phid.health import Health
-from phid.messages import JobEvent, ModelEvent, StateEvent
+from phid.messages import JobEvent, ModelEvent, ReloadEvent, StateEvent
 from phid.outbox import Outbox, Publication
 from phid.reports import State
 from phid.settings import Settings
@@ -39,7 +39,7 @@ class Bulletin:
         self.unkept: str | None = None
         self.heat: str | None = None
         self.state = State("loading")
-        self._since = time.time()
+        self._since = time.monotonic()
         self._outbox = outbox
         self._health = health
         self._crew = crew
@@ -75,7 +75,8 @@ class Bulletin:
         message = reports.status(
             self.state,
             session=self.session,
-            since=self._since,
+            # By the clock as it is set now.
+            since=time.time() - (time.monotonic() - self._since),
             queue=len(backlog),
             crew=self._crew,
         )
@@ -105,7 +106,7 @@ class Bulletin:
         )
         self._outbox.send_now(self.settings.topics.health, reports.numbers_payload(numbers))
 
-    def publish_event(self, event: JobEvent | StateEvent | ModelEvent) -> None:
+    def publish_event(self, event: JobEvent | StateEvent | ModelEvent | ReloadEvent) -> None:
         """Publish a line of what has happened."""
         self._outbox.put(Publication(self.settings.topics.event, event))
 
@@ -120,9 +121,9 @@ class Bulletin:
         return Will(self.settings.topics.status, reports.will_payload(session))
 
     def _change(self, state: State, backlog: Backlog) -> None:
-        was, self.state, self._since = self.state, state, time.time()
+        was, self.state, self._since = self.state, state, time.monotonic()
         _log.info("state_changed", state=state.name, was=was.name, reason=state.reason)
         notify.notify(f"STATUS={state.name}" + (f": {state.reason}" if state.reason else ""))
         self.publish_status(backlog)
-        event = StateEvent(ts=int(self._since), state=state.name, was=was.name, reason=state.reason)
+        event = StateEvent(ts=int(time.time()), state=state.name, was=was.name, reason=state.reason)
         self.publish_event(event)

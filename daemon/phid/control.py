@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from phid.errors import Code, Failure, Refused
@@ -70,14 +70,16 @@ VERBS: dict[str, Callable[[Operated, Any], Data]] = {
 }
 
 
-def execute(service: Operated, arrived: CommandArrived) -> CtlReply:
-    """Run a command: its answer, of success or of failure."""
+def execute(service: Operated, arrived: CommandArrived, allow: Container[str]) -> CtlReply:
+    """Run a command if its verb is among those allowed: its answer, of success or of failure."""
     verb = VERBS.get(arrived.verb)
     try:
         if verb is None:
             close = difflib.get_close_matches(arrived.verb, VERBS, n=1)
             hint = f": did you mean {close[0]}?" if close else f": there are {', '.join(VERBS)}"
             raise Refused(Code.NOT_FOUND, f"no such command{hint}")
+        if arrived.verb not in allow:
+            raise Refused(Code.UNAUTHORIZED, f"{arrived.verb} is switched off: see control.allow")
         data = verb(service, arrived.command)
     except Refused as refused:
         return refusal(arrived.id, arrived.verb, refused.failure)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from phid import attachments, recovery
+from phid.allowance import Allowance
 from phid.answers import Answers
 from phid.attachments import TopicRef
 from phid.backlog import Backlog
@@ -74,6 +75,7 @@ class Desk:
         self.ledger = Ledger(
             keep_s=limits.dedupe_s, keep_entries=limits.dedupe_entries, on_forget=records.forget
         )
+        self._allowance = Allowance(limits.rate_per_client, limits.burst_per_client)
         outbox.on_told = records.told
         self._answers = Answers(settings.topics, self.ledger, records, outbox, health, tell)
         self._records = records
@@ -93,6 +95,8 @@ class Desk:
         self.backlog.limit, self.backlog.per_client = limits.backlog, limits.per_client
         self.backlog.limit_bytes = limits.backlog_bytes
         self.ledger.keep_s, self.ledger.keep_entries = limits.dedupe_s, limits.dedupe_entries
+        self._allowance.rate_per_minute = limits.rate_per_client
+        self._allowance.burst = limits.burst_per_client
         self._runner.delta_interval_s = settings.stream.delta_interval_ms / 1000
         parts, vision = self.gathering.parts, settings.vision
         parts.limit_bytes, parts.keep_s = vision.parts_bytes, vision.parts_s
@@ -129,7 +133,7 @@ class Desk:
             if known is not None:
                 return self._answers.again(known, arrived, decided)
             arrived = self._with_cameras(arrived, now)
-            self._check(arrived)
+            self._check(arrived, now)
         except Refused as refused:
             self.refuse(arrived.reply, arrived.id, refused.failure)
             return False
@@ -365,7 +369,7 @@ class Desk:
             of_cameras=frozenset(places),
         )
 
-    def _check(self, arrived: RequestArrived) -> None:
+    def _check(self, arrived: RequestArrived, now: float) -> None:
         if self.closed is not None:
             failure = self.closed
             raise Refused(failure.code, failure.message, retry_after_ms=failure.retry_after_ms)
@@ -377,6 +381,10 @@ class Desk:
             raise Refused(Code.BUSY, says, retry_after_ms=self._retry_after_ms)
         self.backlog.check_room(arrived.client, arrived.size_bytes, self._retry_after_ms)
         self._records.check_room(arrived)
+        # Last: who is refused for another reason has not used up its share.
+        if (wait_ms := self._allowance.take(arrived.client, now)) is not None:
+            says = f"{self._allowance.rate_per_minute:g} requests a minute of one client"
+            raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)
 
     def _expire(self, now: float) -> None:
         for ticket in self.backlog.expired(now):

@@ -151,6 +151,17 @@ class ModelEvent(_Told):
     reason: str | None = None
 
 
+class ReloadEvent(_Told):
+    """The settings were read again, told on out/event; if not sound, the old ones hold."""
+
+    type: Literal["reload"] = "reload"
+    ts: int = Field(description="Unix seconds.")
+    ok: bool
+    changed: list[str] | None = Field(None, description="The settings that differ now.")
+    restart_needed: list[str] | None = Field(None, description="Those of them that wait for it.")
+    reason: str | None = Field(None, description="What is wrong, a line for each mistake.")
+
+
 class WatchResult(_Told):
     """What a standing prompt has found in a frame, told on out/watch/<name>/result."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 from phid import log, notify, reports
 from phid import settings as settings_module
@@ -17,6 +18,7 @@ from phid.errors import Code, Refused
 from phid.health import Health
 from phid.intake import Intake
 from phid.lookout import Lookout
+from phid.messages import ReloadEvent
 from phid.requests import ModelCommand, WatchCommand
 from phid.settings import Settings, SettingsError
 
@@ -133,6 +135,7 @@ class Operations:
         try:
             fresh = self._read_settings()
         except SettingsError as error:
+            self._tell_of_reload(ok=False, reason=str(error))
             raise Refused(Code.BAD_REQUEST, str(error)) from None
         changed = settings_module.differences(self.settings, fresh)
         later = [name for name in changed if not reports.is_live(name)]
@@ -144,6 +147,7 @@ class Operations:
         self._crew.keep_alive_s = self.settings.engine.keep_alive_s
         self._bulletin.settings = self.settings
         self._bulletin.publish_info()
+        self._tell_of_reload(ok=True, changed=changed, restart_needed=later)
         _log.info("settings_reloaded", changed=changed, restart_needed=later)
         return {"changed": changed, "restart_needed": later}
 
@@ -172,6 +176,9 @@ class Operations:
         else:
             self._crew.restart()
         return {"restarting": what}
+
+    def _tell_of_reload(self, **fields: Any) -> None:
+        self._bulletin.publish_event(ReloadEvent(ts=int(time.time()), **fields))
 
     def _changed(self) -> Data:
         self.look(time.monotonic())

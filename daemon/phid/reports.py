@@ -29,6 +29,7 @@ StateName = Literal["loading", "online", "degraded", "paused", "draining", "offl
 # Settings that a reload takes over while running; the rest needs a restart.
 _LIVE = (
     "limits.",
+    "control.",
     "vision.max",
     "vision.camera",
     "vision.image",
@@ -107,7 +108,7 @@ def status(state: State, *, session: str, since: float, queue: int, crew: Crew) 
     return Status(
         state=state.name,
         session=session,
-        since=int(since),
+        since=round(since),
         ts=int(time.time()),
         reason=state.reason,
         queue=queue,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Verb = Literal[
+    "ping", "pause", "resume", "drain", "discover", "log", "reload", "restart", "watch", "model"
+]
 
 
 class Section(BaseModel):
@@ -139,12 +142,26 @@ class Limits(Section):
     deadline_ms: int = Field(
         3_600_000, ge=1, description="Longest deadline; longer ones are shortened to it."
     )
+    rate_per_client: float = Field(
+        0, ge=0, le=1e6, description="Requests a minute of one client, in the long run; 0: any."
+    )
+    burst_per_client: int = Field(
+        16, ge=1, le=10_000, description="So many of one client at once, where there is a rate."
+    )
     dedupe_s: Seconds = Field(
         600, description="How long an outcome is kept for a retry with the same id."
     )
     dedupe_entries: int = Field(1024, ge=1, description="How many outcomes are kept at most.")
     drain_s: float = Field(
         30, ge=0, description="How long a stop waits for what was accepted to be answered."
+    )
+
+
+class Control(Section):
+    """Commands: who may send them is the broker's to say, which there are is said here."""
+
+    allow: tuple[Verb, ...] = Field(
+        get_args(Verb), description="The verbs of in/ctl that are obeyed; []: none."
     )
 
 

@@ -339,7 +339,8 @@ class Service:
             case CommandArrived() if self._loopback.heard(arrival.id):
                 pass
             case CommandArrived():
-                reply = control.execute(self._operations, arrival)
+                allow = self._settings.control.allow
+                reply = control.execute(self._operations, arrival, allow)
                 # A broadcast is answered by what is published, not by a message from each.
                 if not arrival.broadcast:
                     self._outbox.answer(arrival.reply, reply)

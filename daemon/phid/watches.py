@@ -90,10 +90,11 @@ class Watch(BaseModel):
         return found[0] if found else self.name
 
     def question(self, topic: str) -> str:
-        """The prompt for a frame of this topic."""
+        """The prompt for a frame of this topic; a name in the topic is text, never a marker."""
         found = self._wild_levels(topic)
         named = {"camera": self.camera(topic), "label": found[1] if len(found) > 1 else ""}
-        return _PLACE.sub(lambda m: named[m[1]], self.prompt)
+        # An image tag, <|image_1|>, is the operator's to write: a camera's name has no part in one.
+        return _PLACE.sub(lambda m: named[m[1]].replace("|", "/"), self.prompt)
 
     def _wild_levels(self, topic: str) -> list[str]:
         """The topic's levels under the filter's `+`, and the first under a final `#`."""

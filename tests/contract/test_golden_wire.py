@@ -32,7 +32,7 @@ from phid.jobs import EngineFacts, Finish, Finished, Load, Usage
 from phid.ledger import ReplyAddress
 from phid.lineup import Lineup, Model
 from phid.lookout import Lookout
-from phid.messages import Accepted, Delta, JobEvent, Result, Timing, UsageReport
+from phid.messages import Accepted, Delta, JobEvent, ReloadEvent, Result, Timing, UsageReport
 from phid.outbox import Outbox, Publication
 from phid.roster import Notebook, Roster
 from phid.settings import Settings
@@ -178,7 +178,7 @@ class Device:
             ping=lambda: {"state": "online", "queue": 0, "uptime_s": 60, "version": "1.2.3"}
         )
         arrived = CommandArrived(verb, "c1", requests.Command(), broadcast=False, reply=self.reply)
-        self.outbox.answer(arrived.reply, control.execute(service, arrived))
+        self.outbox.answer(arrived.reply, control.execute(service, arrived, control.VERBS))
 
 
 OUT: dict[str, Callable[[Device], object]] = {
@@ -222,6 +222,9 @@ OUT: dict[str, Callable[[Device], object]] = {
         )
     ),
     "event-state": Device.online,
+    "event-reload": lambda d: d.bulletin.publish_event(
+        ReloadEvent(ts=NOW, ok=False, reason="limits.backlog: must be a number")
+    ),
     "watch": Device.watch,
     "watch-result": lambda d: d.outbox.put(
         Publication(

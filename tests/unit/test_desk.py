@@ -83,18 +83,25 @@ def known(desk: Desk) -> None:
     desk.take(arrived(PROMPT % ("x", ', "id": "i"'), "known"), 0.0, Event())  # type: ignore[arg-type]
 
 
+def hurry(desk: Desk) -> None:
+    limits = SETTINGS.limits.model_copy(update={"rate_per_client": 1.0, "burst_per_client": 1})
+    desk.configure(SETTINGS.model_copy(update={"limits": limits}))
+    desk.take(arrived(PROMPT % ("x", ""), "c"), 1.0, Event())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("prepare", "fields", "client", "code"),
     [
         (lambda desk: fill(desk, 2), "", "c9", Code.BUSY),
         (lambda desk: fill(desk, 1), "", "c0", Code.BUSY),
         (close, "", "c", Code.PAUSED),
+        (hurry, "", "c", Code.BUSY),
         (lambda _: None, ', "model": "other"', "c", Code.NOT_FOUND),
         (known, ', "id": "i"', "known", Code.ID_CONFLICT),
         (lambda _: None, ', "priority": 99', "c", Code.BAD_REQUEST),
         (lambda _: None, ', "session": "s"', "c", Code.UNSUPPORTED),
     ],
-    ids=["full", "its share", "paused", "model", "conflict", "bad", "unsupported"],
+    ids=["full", "its share", "paused", "its rate", "model", "conflict", "bad", "unsupported"],
 )
 @pytest.mark.parametrize("size", [1, 1_000_000], ids=["small", "large"])
 def test_a_refusal_takes_less_than_a_millisecond_of_the_owners_time(

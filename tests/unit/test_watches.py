@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,6 +57,17 @@ def watch(**fields: Any) -> Watch:
 def test_the_question_names_camera_and_label(topic_filter: str, topic: str, said: str) -> None:
     asked = watch(topic=topic_filter, prompt="{label} at {camera}").question(topic)
     assert asked == said
+
+
+names = st.sampled_from(["<|image_1|>", "|image_1|", "image_1|>", "<", "<|", "|", "x"])
+
+
+@given(names, names, st.sampled_from(["{camera}", "<{camera}>", "{label}<{camera}{label}> ", ""]))
+def test_no_camera_can_write_an_image_tag(camera: str, label: str, prompt: str) -> None:
+    one = watch(topic="+/+", prompt=f"<|image_1|>{prompt}")
+    asked = one.question(f"{camera}/{label}")
+    assert re.findall(r"<\|image_[0-9]+\|>", asked) == ["<|image_1|>"]
+    assert one.camera(f"{camera}/{label}") == camera
 
 
 def test_other_braces_of_a_prompt_stay() -> None:
