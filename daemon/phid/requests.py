@@ -44,6 +44,13 @@ def _topic(text: str) -> str:
     return text
 
 
+def _detail(value: Any) -> Any:
+    # A union's own mistakes name its branches instead of the field.
+    if type(value) not in {str, int} or value not in {"low", "auto", "high", *range(1, 17)}:
+        raise PydanticCustomError("detail", "must be low, auto, high or 1 to 16 crops")
+    return value
+
+
 def _without_nul(text: str) -> str:
     if "\0" in text:
         raise PydanticCustomError("nul", "must not contain NUL")
@@ -129,7 +136,9 @@ class ImageRef(_Message):
         return self
 
 
-Detail = Literal["low", "auto", "high"] | Annotated[int, Field(ge=1, le=16)]
+Detail = Annotated[
+    Literal["low", "auto", "high"] | Annotated[int, Field(ge=1, le=16)], BeforeValidator(_detail)
+]
 
 
 class Request(_Message):

@@ -113,6 +113,14 @@ def test_an_unknown_field_is_named_with_the_nearest() -> None:
     assert "did you mean temperature" in failure.message
 
 
+@pytest.mark.parametrize("detail", [0, 17, 99, -1, 1.5, 1.0, True, None, "4", "medium", "", []])
+def test_a_wrong_detail_is_told_by_its_name_and_with_what_it_may_be(detail: object) -> None:
+    payload = json.dumps({"prompt": "x", "detail": detail}).encode()
+    with pytest.raises(Refused, match=r"^detail: must be low, auto, high or 1 to 16") as refused:
+        requests.decode_request(payload, 1000)
+    assert refused.value.failure.field == "detail"
+
+
 def test_a_field_of_a_later_version_is_unsupported_unless_null() -> None:
     failure = decode(full(session="s"))
     assert isinstance(failure, Failure)
