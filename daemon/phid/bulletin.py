@@ -8,7 +8,7 @@ from phid import log, notify, reports
 from phid.backlog import Backlog
 from phid.broker import Will
 from phid.health import Health
-from phid.messages import JobEvent, StateEvent
+from phid.messages import JobEvent, ProviderEvent, StateEvent
 from phid.outbox import Outbox, Publication
 from phid.reports import State
 from phid.settings import Settings
@@ -94,6 +94,17 @@ class Bulletin:
         message = reports.info(self.settings, self._worker)
         self._outbox.put(Publication(self.settings.topics.info, message, retain=True))
 
+    def publish_provider(self) -> None:
+        """Publish a line of where the model runs, and why."""
+        if self._worker is None:
+            return
+        event = ProviderEvent(
+            ts=int(time.time()),
+            model=self._worker.load.model,
+            provider=reports.provider(self._worker),
+        )
+        self.publish_event(event)
+
     def publish_health(self, backlog: Backlog, *, paused: bool) -> None:
         """Publish the numbers, if the network takes them."""
         numbers = reports.health(
@@ -105,7 +116,7 @@ class Bulletin:
         )
         self._outbox.send_now(self.settings.topics.health, reports.numbers_payload(numbers))
 
-    def publish_event(self, event: JobEvent | StateEvent) -> None:
+    def publish_event(self, event: JobEvent | ProviderEvent | StateEvent) -> None:
         """Publish a line of what has happened."""
         self._outbox.put(Publication(self.settings.topics.event, event))
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from phid import channel, messages
 from phid.broker import Inbound
 from phid.client import Client, Unreachable
+from phid.exits import describe_exit
 from phid.jobs import EngineFacts, Event, Load, LoadFailed, Loading, Ready
 from phid.messages import CtlReply
 from phid.requests import Command
 from phid.sections import Mqtt
 from phid.settings import Settings
-from phid.worker import describe_exit
 
 _CONNECT_S = 2.0
 _ANSWER_S = 2.0

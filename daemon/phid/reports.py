@@ -7,13 +7,14 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from phid import __version__, memory, messages
 from phid.backlog import Backlog
 from phid.errors import Code, Failure
-from phid.health import Health
-from phid.messages import Info, Status
+from phid.health import PLACEMENT, Health
+from phid.jobs import EngineFacts
+from phid.messages import Info, Provider, ProviderReport, Status
 from phid.outbox import Outbox
 from phid.settings import Settings
 from phid.worker import Worker
@@ -81,8 +82,8 @@ def state_of(
         )
     if unkept is not None:
         return State("degraded", f"what is accepted cannot be kept: {unkept}")
-    if heat is not None:
-        return State("degraded", heat)
+    if (reason := heat or worker.placing.demotion) is not None:
+        return State("degraded", reason)
     return State("online")
 
 
@@ -141,7 +142,8 @@ def info(settings: Settings, worker: Worker | None) -> Info:
             "cpus": os.cpu_count() or 1,
             "ram_mb": memory.total_bytes() >> 20,
         },
-        model=asdict(facts) if facts else None,
+        model=_model(facts) if facts else None,
+        provider=provider(worker) if worker else None,
         models=[worker.load.model] if worker else [],
         limits={
             "backlog": limits.backlog,
@@ -153,6 +155,35 @@ def info(settings: Settings, worker: Worker | None) -> Info:
             "deadline_ms": limits.deadline_ms,
         },
         capabilities=["text", "frame"] if facts and facts.kind == "vision" else ["text"],
+    )
+
+
+def _model(facts: EngineFacts) -> dict[str, Any]:
+    """The facts, without what is told of the provider anyway."""
+    told = asdict(facts)
+    del told["placement"], told["tokens_per_s"]
+    return told
+
+
+def provider(worker: Worker) -> Provider:
+    """Where the worker's model runs, and what was found of the providers before that one."""
+    facts, selection = worker.facts, worker.placing.selection or worker.placing.refused
+    return Provider(
+        requested=list(worker.placing.requested),
+        actual=facts.provider if facts else None,
+        placement=facts.placement if facts else {},
+        tokens_per_s=facts.tokens_per_s if facts else None,
+        report=[
+            ProviderReport(
+                provider=r.provider,
+                passed=r.passed,
+                says=r.says,
+                mend=r.mend,
+                placement=r.placement or None,
+                tokens_per_s=r.tokens_per_s,
+            )
+            for r in (selection.reports if selection else ())
+        ],
     )
 
 
@@ -176,6 +207,9 @@ def health(
         "queue_depth": len(backlog),
         "queue_oldest_ms": round((time.monotonic() - oldest) * 1000) if oldest else 0,
     }
+    if worker is not None and worker.facts is not None:
+        for name, pct in worker.facts.placement.items():
+            numbers[f"{PLACEMENT}{name}"] = pct
     return numbers
 
 

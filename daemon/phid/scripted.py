@@ -81,6 +81,7 @@ class ScriptedRuntime:
             context=min(load.max_context or CONTEXT, CONTEXT),
             kv_bytes_per_token=1024,
             load_ms=load_ms,
+            placement={"cpu": 100.0},
         )
 
     def open(self, job: Job) -> ScriptedStream:

@@ -112,6 +112,7 @@ class Service:
                 self._mailbox.put,
                 restart_max_s=settings.engine.restart_max_s,
                 hang_s=settings.engine.hang_s,
+                wanted=settings.wanted if model.runtime == "genai" else None,
             )
             if model is not None
             else None
@@ -390,6 +391,7 @@ class Service:
                 _log.info("model_loaded", model=facts.model, ms=facts.load_ms)
                 # First the facts: whoever sees `online` finds them there.
                 self._bulletin.publish_info()
+                self._bulletin.publish_provider()
                 self._operations.look(now)
             case LoadFailed(code, message):
                 self._operations.look(now)

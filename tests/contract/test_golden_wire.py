@@ -31,6 +31,7 @@ from phid.ledger import ReplyAddress
 from phid.lookout import Lookout
 from phid.messages import Accepted, Delta, JobEvent, Result, Timing, UsageReport
 from phid.outbox import Outbox, Publication
+from phid.proofs import Report, Selection
 from phid.roster import Notebook, Roster
 from phid.settings import Settings
 from phid.slots import Frame
@@ -45,11 +46,22 @@ FACTS = EngineFacts(
     kind="text",
     runtime="onnxruntime-genai",
     runtime_version="0.18.0",
-    provider="cpu",
+    provider="cuda",
     threads=4,
     context=4096,
     kv_bytes_per_token=786432,
     load_ms=4321,
+    placement={"cuda": 98.7, "cpu": 1.3},
+    tokens_per_s=41.5,
+)
+SELECTION = Selection(
+    ("cuda", "cpu"),
+    "cuda",
+    (
+        Report(
+            "cuda", True, "the CPU's text, 16 tokens of it", None, {"cuda": 98.7, "cpu": 1.3}, 42.0
+        ),
+    ),
 )
 RESULT = Result(
     id="a1",
@@ -126,6 +138,8 @@ class Device:
         )
         worker = Worker(Load("genai", "phi-3.5-mini", "/m"), lambda _: None, restart_max_s=1)
         worker.state, worker.facts = "ready", FACTS
+        worker.placing.requested = SELECTION.requested
+        worker.placing.proved(SELECTION)
         self.backlog = mock.MagicMock(spec=Backlog, oldest_arrival=None)  # nothing waits
         self.bulletin = Bulletin(settings, self.outbox, Health(settings.models_dir), worker)
         self.bulletin.session = self.paper.session
@@ -211,6 +225,7 @@ OUT: dict[str, Callable[[Device], object]] = {
         )
     ),
     "event-state": Device.online,
+    "event-provider": lambda d: d.bulletin.publish_provider(),
     "watch": Device.watch,
     "watch-result": lambda d: d.outbox.put(
         Publication(
