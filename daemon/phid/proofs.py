@@ -101,14 +101,15 @@ class Tried:
 class Prove:
     """To the prover: choose a provider for this model.
 
-    `doubted` is to be looked at again, whatever was proven before; `barred` are not to be run on,
-    each with the reason.
+    `doubted` is to be looked at again, whatever was proven before, and with `doubt_refusals` so is
+    all that did not pass; `barred` are not to be run on, each with the reason.
     """
 
     load: Load
     wanted: Wanted
     doubted: str | None = None
     barred: tuple[tuple[str, str], ...] = ()
+    doubt_refusals: bool = False
 
 
 @dataclass(frozen=True, slots=True)

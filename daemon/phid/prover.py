@@ -74,6 +74,8 @@ class _Attempts:
         if key in self._made:
             return self._made[key]
         known = None if provider == self._task.doubted else self._proven.find(key)
+        if known is not None and self._task.doubt_refusals and not known.ran:
+            known = None
         if known is None:
             known = self._attempt(provider, stage)
             self._proven.keep(key, provider, known)

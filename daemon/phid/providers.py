@@ -41,8 +41,8 @@ PROVIDERS: dict[str, Provider] = {
             "cuda",
             "CUDAExecutionProvider",
             (("onnxruntime-genai-cuda", "onnxruntime-gpu"),),
-            "pip uninstall -y onnxruntime onnxruntime-genai; "
-            'pip install --force-reinstall "phid[cuda]"',
+            "pip uninstall -y onnxruntime onnxruntime-genai"
+            " && pip install onnxruntime-gpu onnxruntime-genai-cuda",
         ),
         Provider(
             "directml",
@@ -50,8 +50,8 @@ PROVIDERS: dict[str, Provider] = {
             "DML",
             "DmlExecutionProvider",
             (("onnxruntime-genai-directml", "onnxruntime-directml"),),
-            "on Windows: pip uninstall -y onnxruntime onnxruntime-genai; "
-            'pip install --force-reinstall "phid[directml]"',
+            "pip uninstall -y onnxruntime onnxruntime-genai"
+            " && pip install onnxruntime-directml onnxruntime-genai-directml",
         ),
         Provider(
             "qnn",
@@ -59,7 +59,7 @@ PROVIDERS: dict[str, Provider] = {
             "QNN",
             "QNNExecutionProvider",
             (("onnxruntime-genai", "onnxruntime-qnn"),),
-            'pip install "phid[qnn]"',
+            "pip install onnxruntime-qnn",
             plugin="onnxruntime_qnn",
             small=False,
         ),
@@ -72,7 +72,7 @@ PROVIDERS: dict[str, Provider] = {
                 ("onnxruntime-genai", "onnxruntime-ep-openvino"),
                 ("onnxruntime-genai", "onnxruntime-openvino"),
             ),
-            'pip install "phid[openvino]"',
+            "pip install onnxruntime-ep-openvino",
             plugin="onnxruntime_ep_openvino",
         ),
         Provider(

@@ -394,6 +394,7 @@ class Service:
                 self._bulletin.publish_provider()
                 self._operations.look(now)
             case LoadFailed(code, message):
+                self._bulletin.publish_provider()
                 self._operations.look(now)
                 self._desk.end_waiting(Failure(Code.LOADING, f"{code}: {message}"), now)
             case _:

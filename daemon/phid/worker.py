@@ -180,8 +180,7 @@ class Worker:
         if said.generation != self._generation or self._child is None:
             return None
         if isinstance(said.event, Proved):
-            self._proved(said.event)
-            return None
+            return self._proved(said.event)
         self._patience.heard(said.event, time.monotonic())
         match said.event:
             case Ready(facts) if elsewhere := self.placing.disagrees(facts):
@@ -222,13 +221,18 @@ class Worker:
         _log.error("engine_ended", why=why, retry_s=pause, output=list(ended.tail[-5:]))
         return True
 
-    def _proved(self, proved: Proved) -> None:
-        """Start the engine where the prover said; that one ends by itself."""
+    def _proved(self, proved: Proved) -> LoadFailed | None:
+        """Start the engine where the prover said, which ends by itself; or say that there is none.
+
+        It is as if an engine had said so: whoever waits has waited for nothing.
+        """
         self.placing.proved(proved.selection)
         for report in proved.selection.reports:
             tell = _log.info if report.passed else _log.warning
             tell("provider_tried", provider=report.provider, passed=report.passed, says=report.says)
+        refusal = self.placing.refusal
         self.start()
+        return LoadFailed(Code.LOADING, refusal) if refusal else None
 
     def _refuse(self, refusal: str) -> None:
         """There is nothing to start: look again after the longest pause."""
