@@ -36,7 +36,7 @@ _TRIAL = (sys.executable, "-m", "phid.trial")
 # A provider may compile its kernels at its first start, for a minute and more.
 _PROBE_S = 90.0
 _CHECK_S, _BYTES_PER_S = 120.0, 20e6
-_TAIL_LINES = 20
+_TAIL_LINES, _KILLED_S = 20, 5.0
 
 
 def prove(
@@ -117,12 +117,14 @@ def try_out(load: Load, tokens: int, limit_s: float, report: Callable[[Loading],
         return _follow(Try(load, PROMPT, tokens), process, connection, limit_s, report, tail)
     finally:
         process.kill()
-        process.wait()
-        reader.join(1.0)
         connection.close()
-        for pipe in (process.stdin, process.stderr):
-            if pipe is not None:
-                pipe.close()
+        # A process that waits inside a broken driver cannot even be killed: it is left to itself.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_KILLED_S)
+            reader.join(1.0)
+            for pipe in (process.stdin, process.stderr):
+                if pipe is not None:
+                    pipe.close()
 
 
 def _follow(

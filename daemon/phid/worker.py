@@ -128,7 +128,8 @@ class Worker:
         self._proving = prove is not None
         self._child = _Child(self._generation, self._post, _PROVER if prove else _ENGINE)
         self._child.send(prove or self.placing.place(self.load))
-        self._patience.loading(time.monotonic())
+        if not self._proving:  # a prover has clocks of its own for what it tries
+            self._patience.loading(time.monotonic())
         started = "prover_started" if prove else "engine_started"
         _log.info(started, pid=self._child.pid, model=self.load.model)
 
@@ -181,7 +182,8 @@ class Worker:
             return None
         if isinstance(said.event, Proved):
             return self._proved(said.event)
-        self._patience.heard(said.event, time.monotonic())
+        if not self._proving:
+            self._patience.heard(said.event, time.monotonic())
         match said.event:
             case Ready(facts) if elsewhere := self.placing.disagrees(facts):
                 self._hung = elsewhere

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from contract.subjects import EngineProcess
-from phid import prover
+from phid import packages, prover
+from phid import worker as worker_module
 from phid.errors import Code
 from phid.jobs import Job, Load, LoadFailed, Ready, Sampling, Turn
 from phid.proofs import Prove, Wanted
 from phid.prover import SMALL_MODEL, prove, try_out
+from phid.reports import State, state_of
 from phid.selection import SMALL_ANSWER
 from phid.worker import EngineSaid, Worker, WorkerEvent
 from rig import DaemonFactory, child_pids
@@ -147,6 +149,7 @@ def test_what_was_proven_holds_a_warm_start_up_by_less_than_50_ms(
         began = time.perf_counter()
         assert worker.placing.settle() is None
         took.append(time.perf_counter() - began)
+    print(took)  # for the figure in ARCHITECTURE
     assert min(took) < 0.05, took
 
 
@@ -183,6 +186,67 @@ def test_the_provers_trials_end_with_it(qnn_installed: None, tmp_path: Path) -> 
         assert not any(alive(trial) for trial in trials)
     finally:
         worker.stop()
+
+
+# Says yes to the first provider that is not barred: who answers for it are the engines.
+YES = """
+from phid import channel
+from phid.proofs import Proved, Report, Selection
+connection = channel.inherited()
+task = connection.recv()
+name = next(n for n in task.wanted.providers if n not in dict(task.barred))
+report = Report(name, True, "well")
+connection.send(Proved(Selection(task.wanted.providers, name, (report,))))
+"""
+
+
+def test_the_third_lost_engine_is_the_last_on_its_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_PROVER", (sys.executable, "-c", YES))
+    monkeypatch.setattr(packages, "installed", lambda _name: "1.0")
+    events: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
+    wanted = Wanted(("cuda", "openvino"))
+    worker = Worker(Load("scripted", "m", ""), events.put, restart_max_s=0.1, wanted=wanted)
+    ran_on = []
+    try:
+        for _ in range(4):
+            assert started(worker, events) == ["prover", "engine"]
+            assert worker.facts is not None
+            ran_on.append(worker.facts.provider)
+            assert (state(worker).name == "degraded") == (len(ran_on) == 4)
+            worker.submit(Job("j", (Turn("user", '@script {"crash_at": 0}'),)))
+            while worker.state == "ready":
+                event = events.get(timeout=20)
+                if not isinstance(event, EngineSaid):
+                    worker.ended(event, time.monotonic())
+        assert ran_on == ["cuda", "cuda", "cuda", "openvino"]
+        # What an operator asks for is no crash.
+        assert started(worker, events) == ["prover", "engine"]
+        worker.restart()
+        while worker.state == "ready":
+            event = events.get(timeout=20)
+            if not isinstance(event, EngineSaid):
+                worker.ended(event, time.monotonic())
+        assert started(worker, events) == ["engine"]
+        reason = state(worker).reason
+        assert reason is not None
+        assert reason.startswith(
+            "the model runs on OpenVINO now: CUDA: 3 engines were lost within 10 minutes,"
+            " the last was ended by SIGKILL"
+        )
+    finally:
+        worker.stop()
+
+
+def state(worker: Worker) -> State:
+    return state_of(
+        worker=worker,
+        paused=False,
+        draining=False,
+        refused_filters=(),
+        silenced=False,
+        unkept=None,
+        heat=None,
+    )
 
 
 def alive(pid: int) -> bool:
