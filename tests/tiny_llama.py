@@ -45,8 +45,8 @@ META = {
 class TinyLlama:
     """Random weights, as a GGUF file and as plain floats."""
 
-    def __init__(self) -> None:
-        self._random = np.random.default_rng(1)
+    def __init__(self, seed: int = 1) -> None:
+        self._random = np.random.default_rng(seed)
         self.floats: dict[str, Floats] = {}
         self._tensors: list[tuple[str, tuple[int, ...], int, bytes]] = []
         self._q8_0("token_embd.weight", len(TOKENS), WIDTH)

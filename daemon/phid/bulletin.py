@@ -9,10 +9,13 @@ from phid.backlog import Backlog
 from phid.broker import Will
 from phid.crew import Crew, ModelState
 from phid.health import Health
-from phid.messages import JobEvent, ModelEvent, ReloadEvent, StateEvent
+from phid.messages import JobEvent, ModelEvent, ProviderEvent, ReloadEvent, StateEvent
 from phid.outbox import Outbox, Publication
 from phid.reports import State
 from phid.settings import Settings
+from phid.worker import Worker
+
+Event = JobEvent | ModelEvent | ProviderEvent | ReloadEvent | StateEvent
 
 _log = log.get("bulletin")
 
@@ -95,6 +98,13 @@ class Bulletin:
         message = reports.info(self.settings, self._crew)
         self._outbox.put(Publication(self.settings.topics.info, message, retain=True))
 
+    def publish_provider(self, worker: Worker) -> None:
+        """Publish a line of where a model runs, and why."""
+        event = ProviderEvent(
+            ts=int(time.time()), model=worker.load.model, provider=reports.provider(worker)
+        )
+        self.publish_event(event)
+
     def publish_health(self, backlog: Backlog, *, paused: bool) -> None:
         """Publish the numbers, if the network takes them."""
         numbers = reports.health(
@@ -106,7 +116,7 @@ class Bulletin:
         )
         self._outbox.send_now(self.settings.topics.health, reports.numbers_payload(numbers))
 
-    def publish_event(self, event: JobEvent | StateEvent | ModelEvent | ReloadEvent) -> None:
+    def publish_event(self, event: Event) -> None:
         """Publish a line of what has happened."""
         self._outbox.put(Publication(self.settings.topics.event, event))
 

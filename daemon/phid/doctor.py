@@ -13,24 +13,29 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from phid import __version__, credentials, health, lineup, memory, probes, store, threads
+from phid import (
+    __version__,
+    credentials,
+    health,
+    lineup,
+    memory,
+    packages,
+    probes,
+    store,
+    threads,
+)
 from phid import settings as settings_module
 from phid.jobs import Load
 from phid.probes import Reached, Verdict
 from phid.settings import Settings, SettingsError
+from phid.whereabouts import Whereabouts
 
 _ENGINE_WAIT_S = 4.0
 _YEAR_S = 365.2425 * 86400
 _PACKAGES = ("onnxruntime-genai", "paho-mqtt", "psutil", "pydantic", "pydantic-settings")
-# Distributions that bring the same module: the one installed last has overwritten half of it.
-_RIVALS = (
-    ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"),
-    ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml"),
-)
 # ONNX names a file that holds weights in a pair of protobuf strings: 1: "location", 2: its name.
 _EXTERNAL = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
 _LFS = b"version https://git-lfs"
@@ -49,12 +54,14 @@ class Asked:
 def run(asked: Asked, out: TextIO, *, as_json: bool) -> int:
     """Look, print, and give the exit status: 0 when nothing is bad, else 1."""
     began = time.monotonic()
-    verdicts = examine(asked)
+    where = Whereabouts()
+    verdicts = examine(asked, where)
     took_ms = round((time.monotonic() - began) * 1000)
     worst = max((v.verdict for v in verdicts), key=("ok", "warn", "bad").index)
     if as_json:
         checks = [asdict(verdict) for verdict in verdicts]
-        print(json.dumps({"verdict": worst, "took_ms": took_ms, "checks": checks}), file=out)
+        whole = {"verdict": worst, "took_ms": took_ms, "checks": checks}
+        print(json.dumps(whole | {"provider": where.told()}), file=out)
     else:
         width = max(len(v.name) for v in verdicts)
         for v in verdicts:
@@ -65,14 +72,14 @@ def run(asked: Asked, out: TextIO, *, as_json: bool) -> int:
     return int(worst == "bad")
 
 
-def examine(asked: Asked) -> list[Verdict]:
-    """Every verdict, in the order in which things are to be mended."""
+def examine(asked: Asked, where: Whereabouts) -> list[Verdict]:
+    """Every verdict, in the order in which things are to be mended; `where` is filled in."""
     try:
         settings = asked.settings()
     except SettingsError as error:
         file = settings_module.source(asked.config)
         config = Verdict("config", "bad", str(error), f"phid config check --config {file}")
-        return [config, clock(time.time()), versions(_installed, "genai")]
+        return [config, clock(time.time()), versions(packages.installed, "genai")]
     with ThreadPoolExecutor(1) as pool:
         reaching = pool.submit(probes.ping, settings, __version__)
         verdicts = [
@@ -82,15 +89,23 @@ def examine(asked: Asked) -> list[Verdict]:
             *_tried("threads", lambda: [_threads(settings)]),
             *_tried("clock", lambda: [clock(time.time())]),
             *_tried("disk", lambda: [_disk(settings)]),
-            *_tried("versions", lambda: [versions(_installed, settings.engine.runtime)]),
+            *_tried("versions", lambda: [versions(packages.installed, settings.engine.runtime)]),
         ]
         reached = reaching.result()
     verdicts[2:2] = [reached.broker, reached.daemon]
     load = _default(settings)
     memory = _tried("memory", lambda: [_memory(settings, load, reached)])
     whole = not any(v.verdict == "bad" for v in [*memory, *verdicts] if v.name in _FOR_ENGINE)
-    engine = _tried("engine", lambda: [_engine(load, reached, whole=whole, wait_s=asked.wait_s)])
-    return [*verdicts, *memory, *engine]
+    late = time.monotonic() + asked.wait_s
+    provider = _tried(
+        "provider", lambda: [where.find(settings, load if whole else None, reached, late)]
+    )
+    placed = where.place(load) if load is not None else None
+    engine = _tried(
+        "engine",
+        lambda: [_engine(placed, reached, where, whole=whole, wait_s=asked.wait_s)],
+    )
+    return [*verdicts, *memory, *provider, *engine]
 
 
 def _default(settings: Settings) -> Load | None:
@@ -293,34 +308,25 @@ def _disk(settings: Settings) -> Verdict:
     return Verdict("disk", "ok", says)
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def versions(installed: Callable[[str], str | None], runtime: str) -> Verdict:
     """Whether the packages are there, and none that overwrites another."""
-    for rivals in _RIVALS:
-        both = [name for name in rivals if installed(name)]
-        if len(both) > 1:
-            says = f"{' and '.join(both)} are both installed: one has overwritten the other"
-            keep = both[0]
-            mend = f"pip uninstall -y {' '.join(both)} && pip install {keep}"
-            return Verdict("versions", "bad", says, mend)
-    if runtime == "genai" and not any(installed(name) for name in _RIVALS[1]):
+    if (mix := packages.fault(installed)) is not None:
+        return Verdict("versions", "bad", mix.says, mix.mend)
+    if runtime == "genai" and not any(installed(name) for name in packages.GENAI):
         says = "onnxruntime-genai is not installed"
         return Verdict("versions", "bad", says, "pip install onnxruntime-genai")
     python = sys.version.split()[0]
-    found = [f"{name} {v}" for name in (*_RIVALS[0], *_PACKAGES) if (v := installed(name))]
+    named = dict.fromkeys([*packages.versions(installed), *_PACKAGES])
+    found = [f"{name} {v}" for name in named if (v := installed(name))]
     says = ", ".join([f"phid {__version__}", f"Python {python}", *found])
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         return Verdict("versions", "warn", says, "Python 3.11 to 3.13 is what phid is tested with")
     return Verdict("versions", "ok", says)
 
 
-def _engine(load: Load | None, reached: Reached, *, whole: bool, wait_s: float) -> Verdict:
+def _engine(
+    load: Load | None, reached: Reached, where: Whereabouts, *, whole: bool, wait_s: float
+) -> Verdict:
     facts = reached.facts
     if facts and load is not None and facts.get("model") != load.model:
         says = f"the daemon has {facts.get('model')} loaded, the settings say {load.model}"
@@ -330,4 +336,4 @@ def _engine(load: Load | None, reached: Reached, *, whole: bool, wait_s: float) 
         return Verdict("engine", "ok", says)
     if load is None or not whole:
         return Verdict("engine", "bad", "not started: see above", "mend what is bad above first")
-    return probes.start_engine(load, wait_s)
+    return probes.start_engine(load, wait_s, where.measured)

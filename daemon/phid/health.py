@@ -65,9 +65,13 @@ KEYS: dict[str, str] = {
     "journal_mb": "size of what is kept on disk of requests and outcomes, MiB",
     "journal_commit_ms_p99": "how long a commit takes, of the last 256: a request waits for one",
     "journal_failures_total": "commits that the disk did not take",
+    "placement_pct_<provider>": "share of the model's kernel time on it, measured; they sum to 100",
     "uptime_s": "since the service started",
 }
 """Every key of out/health with its meaning; a sensor that is absent is an absent key."""
+
+PLACEMENT = "placement_pct_"
+"""How the keys begin that end in a provider's name: their number is not known beforehand."""
 
 
 class Health:

@@ -49,7 +49,10 @@ class Load:
     caps the model's own context (tokens), 0 leaves it. `processor` says who makes a vision model's
     pixels: phid, within a job's budget of crops, or the runtime's own, always up to 16.
     `memory_bytes` is the most the process may take in all; 0: what the machine has. An answer whose
-    last `loop_tokens` repeat themselves ends there; 0: it goes on.
+    last `loop_tokens` repeat themselves ends there; 0: it goes on. `provider` is
+    one of `providers` and `options` are its own. `proven` is the placement measured when it was
+    chosen (percent of kernel time by provider), for models that cannot be measured in passing;
+    `profile` has every session write a profile from its beginning, which is for a trial only.
     """
 
     runtime: Literal["genai", "scripted"]
@@ -61,6 +64,10 @@ class Load:
     processor: Literal["phid", "stock"] = "phid"
     memory_bytes: int = 0
     loop_tokens: int = 0
+    provider: str = "cpu"
+    options: tuple[tuple[str, str], ...] = ()
+    proven: tuple[tuple[str, float], ...] = ()
+    profile: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,8 @@ class EngineFacts:
     """What an engine knows about itself once its model is loaded.
 
     `context` in tokens; `kv_bytes_per_token` is what the cache takes for one token of
-    max_length; `provider` is where the nodes were placed, by the runtime's own word;
+    max_length; `placement` is the percent of kernel time by provider, measured, and `provider` the
+    one with most of it, or "unknown"; `tokens_per_s` is what a few tokens gave while warming up;
     `crops_padded` says that the vision graph takes no fewer than 17 views, so that a small budget
     saves tokens but no work in that graph. `estimate_mb` is what its files make it take of memory,
     MiB, before any job's cache.
@@ -142,6 +150,8 @@ class EngineFacts:
     load_ms: int
     crops_padded: bool = False
     estimate_mb: int = 0
+    placement: dict[str, float] = field(default_factory=dict)
+    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

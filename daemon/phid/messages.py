@@ -162,6 +162,38 @@ class ReloadEvent(_Told):
     reason: str | None = Field(None, description="What is wrong, a line for each mistake.")
 
 
+class ProviderReport(_Told):
+    """What was found of one provider."""
+
+    provider: str
+    passed: bool
+    says: str
+    mend: str | None = Field(None, description="What helps where it did not pass.")
+    placement: dict[str, float] | None = None
+    tokens_per_s: float | None = None
+
+
+class Provider(_Told):
+    """Where the model runs, and why there."""
+
+    requested: list[str] = Field(description="As in the settings.")
+    actual: str | None = Field(None, description="Where most of the kernel time goes: measured.")
+    placement: dict[str, float] = Field(
+        description="Percent of kernel time by provider; sums to 100."
+    )
+    tokens_per_s: float | None = Field(None, description="A few tokens, while warming up.")
+    report: list[ProviderReport] = Field(description="Of each that was looked at, in order.")
+
+
+class ProviderEvent(_Told):
+    """An engine is ready, and where it runs: told on out/event."""
+
+    type: Literal["provider"] = "provider"
+    ts: int = Field(description="Unix seconds.")
+    model: str
+    provider: Provider
+
+
 class WatchResult(_Told):
     """What a standing prompt has found in a frame, told on out/watch/<name>/result."""
 
@@ -217,6 +249,7 @@ class Info(_Told):
         None,
         description="The default, or what is loaded in its place: name, kind, context...",
     )
+    provider: Provider | None = Field(None, description="Where it runs, and why not elsewhere.")
     models: list[str] = Field(description="Names that requests may give as `model`.")
     loaded: list[str] = Field([], description="Those of them that answer at once.")
     limits: dict[str, int] = Field(description="As in the settings.")

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from phid import channel, messages
 from phid.broker import Inbound
 from phid.client import Client, Unreachable
+from phid.exits import describe_exit
 from phid.jobs import EngineFacts, Event, Load, LoadFailed, Loading, Ready
 from phid.messages import CtlReply
 from phid.requests import Command
 from phid.sections import Mqtt
 from phid.settings import Settings
 from phid.topics import ANON
-from phid.worker import describe_exit
 
 _CONNECT_S = 2.0
 _ANSWER_S = 2.0
@@ -198,8 +199,11 @@ def _silent(settings: Settings, status: dict[str, Any]) -> Verdict:
     return Verdict("daemon", "bad", says, mend)
 
 
-def start_engine(load: Load, wait_s: float) -> Verdict:
-    """Start an engine as the service would, have it load the model, and end it."""
+def start_engine(load: Load, wait_s: float, heard: Callable[[EngineFacts], None]) -> Verdict:
+    """Start an engine as the service would, have it load the model, and end it.
+
+    `heard` gets what it says of itself, if it comes so far.
+    """
     late = time.monotonic() + wait_s
     process, connection = channel.spawn(channel.ENGINE)
     last: Event | None = None
@@ -223,6 +227,7 @@ def start_engine(load: Load, wait_s: float) -> Verdict:
         return Verdict("engine", "bad", says, "another engine.model, or build of onnxruntime-genai")
     match last:
         case Ready(facts):
+            heard(facts)
             return Verdict("engine", "ok", f"started {_described(facts)}")
         case LoadFailed(code, message):
             mend = "engine.model: another model; or fetch this one's files again"

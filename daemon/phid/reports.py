@@ -7,15 +7,15 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from phid import __version__, memory, messages
 from phid.backlog import Backlog
 from phid.crew import Crew
 from phid.errors import Code, Failure
-from phid.health import Health
+from phid.health import PLACEMENT, Health
 from phid.jobs import EngineFacts
-from phid.messages import Info, Status
+from phid.messages import Info, Provider, ProviderReport, Status
 from phid.outbox import Outbox
 from phid.settings import Settings
 from phid.worker import Worker
@@ -87,8 +87,8 @@ def state_of(
         )
     if unkept is not None:
         return State("degraded", f"what is accepted cannot be kept: {unkept}")
-    if heat is not None:
-        return State("degraded", heat)
+    if (reason := heat or worker.placing.demotion) is not None:
+        return State("degraded", reason)
     return State("online")
 
 
@@ -143,6 +143,7 @@ def info(settings: Settings, crew: Crew) -> Info:
             "ram_mb": memory.total_bytes() >> 20,
         },
         model=_model(crew.lead, facts) if crew.lead and facts else None,
+        provider=provider(crew.lead) if crew.lead else None,
         models=crew.names,
         loaded=[one.model for one in crew.facts],
         limits={
@@ -158,9 +159,34 @@ def info(settings: Settings, crew: Crew) -> Info:
     )
 
 
-def _model(worker: Worker, facts: EngineFacts) -> dict[str, object]:
+def _model(worker: Worker, facts: EngineFacts) -> dict[str, Any]:
+    """The facts, without what is told of the provider anyway, and what it takes of memory."""
+    told = asdict(facts)
+    del told["placement"], told["tokens_per_s"]
     loaded = worker.loaded_bytes
-    return asdict(facts) | ({} if loaded is None else {"loaded_mb": loaded >> 20})
+    return told if loaded is None else told | {"loaded_mb": loaded >> 20}
+
+
+def provider(worker: Worker) -> Provider:
+    """Where the worker's model runs, and what was found of the providers before that one."""
+    facts, selection = worker.facts, worker.placing.selection or worker.placing.refused
+    return Provider(
+        requested=list(worker.placing.requested),
+        actual=facts.provider if facts else None,
+        placement=facts.placement if facts else {},
+        tokens_per_s=facts.tokens_per_s if facts else None,
+        report=[
+            ProviderReport(
+                provider=r.provider,
+                passed=r.passed,
+                says=r.says,
+                mend=r.mend,
+                placement=r.placement or None,
+                tokens_per_s=r.tokens_per_s,
+            )
+            for r in (selection.reports if selection else ())
+        ],
+    )
 
 
 def health(
@@ -184,6 +210,9 @@ def health(
         "queue_depth": len(backlog),
         "queue_oldest_ms": round((time.monotonic() - oldest) * 1000) if oldest else 0,
     }
+    facts = crew.lead.facts if crew.lead else None
+    for name, pct in facts.placement.items() if facts else ():
+        numbers[f"{PLACEMENT}{name}"] = pct
     return numbers
 
 

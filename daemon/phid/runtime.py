@@ -7,13 +7,14 @@ import mmap
 import os
 import re
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from phid import memory, threads, vocabulary
+from phid import execution, memory, placement, threads, traces, vocabulary
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Load, Loading
+from phid.providers import PROVIDERS, UNKNOWN
 
 # The only switch that turns off all of its telemetry, and only before the import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -29,6 +30,9 @@ CONFIG = "genai_config.json"
 # How many weights share a scale where nothing says it: the usual, and the larger in memory.
 _BLOCK = 32
 _GRAPHS = ("decoder", "vision", "embedding")
+# Tokens of the warm-up: those whose kernels are looked at, and those that are timed (for at most
+# so long: on a small board a token of a large model takes a quarter of a second).
+_PROFILED, _TIMED, _TIMED_S = 2, 8, 0.25
 
 
 def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
@@ -42,18 +46,23 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     config = _read_config(folder)
     kind = _kind(config)
     estimate = _estimate_bytes(folder, config, kind)
-    memory.check(estimate, load.memory_bytes)
+    if not PROVIDERS[load.provider].own_memory:
+        memory.check(estimate, load.memory_bytes)
     count = load.threads or threads.usable_cpus()
     og_config = og.Config(str(folder))
     # Left alone, the runtime takes one thread on some machines and all of them on others.
-    options = {"session_options": {"intra_op_num_threads": count}}
-    graphs = {graph: options for graph in _GRAPHS if graph in config}
+    options: dict[str, Any] = {"intra_op_num_threads": count}
+    if load.profile:
+        options["enable_profiling"] = load.profile
+    graphs = {graph: {"session_options": options} for graph in _GRAPHS if graph in config}
     og_config.overlay(json.dumps({"model": graphs}))
+    execution.place(og_config, load)
     report(Loading("loading the model"))
     model = og.Model(og_config)
     tokenizer = og.Tokenizer(model)
     report(Loading("warming up"))
-    kv_bytes_per_token = _warm_up(model, tokenizer, config)
+    warm = _warm_up(model, tokenizer, config)
+    measured = warm.placement or placement.by_libraries() or dict(load.proven)
     tokens = vocabulary.read(folder / "tokenizer.json")
     context = int(config["context_length"])
     facts = EngineFacts(
@@ -61,12 +70,14 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
         kind=kind,
         runtime="onnxruntime-genai",
         runtime_version=og.__version__,
-        provider=model.device_type.lower(),
+        provider=traces.main_provider(measured) or UNKNOWN,
         threads=count,
         context=min(load.max_context or context, context),
-        kv_bytes_per_token=kv_bytes_per_token,
+        kv_bytes_per_token=warm.kv_bytes_per_token,
         estimate_mb=estimate >> 20,
         load_ms=_since_ms(began_s),
+        placement=measured,
+        tokens_per_s=warm.tokens_per_s,
     )
     if kind == "text":
         return TextRuntime(model, tokenizer, tokens, load, facts)
@@ -138,15 +149,39 @@ def _kind(config: dict[str, Any]) -> Literal["text", "vision"]:
     return "text"
 
 
-def _warm_up(model: Any, tokenizer: Any, config: dict[str, Any]) -> int:
-    """Generate one token, so the first job does not pay for it; the cache's bytes per token."""
+@dataclass(frozen=True, slots=True)
+class _Warm:
+    """What the first tokens showed."""
+
+    kv_bytes_per_token: int
+    placement: dict[str, float]
+    tokens_per_s: float
+
+
+def _warm_up(model: Any, tokenizer: Any, config: dict[str, Any]) -> _Warm:
+    """Generate a few tokens, so the first job does not pay for it: some profiled, some timed."""
     prompt = tokenizer.encode("Hello")
     params = og.GeneratorParams(model)
-    params.set_search_options(max_length=len(prompt) + 1, do_sample=False, num_beams=1)
+    most = _PROFILED + _TIMED
+    params.set_search_options(
+        max_length=len(prompt) + most, min_length=len(prompt) + most, do_sample=False, num_beams=1
+    )
     generator = og.Generator(model, params)
-    generator.append_tokens(prompt)
-    generator.generate_next_token()
-    decoder = config["decoder"]
+    with placement.profiled(generator) as profile:
+        generator.append_tokens(prompt)
+        for _ in range(_PROFILED):
+            generator.generate_next_token()
+        measured = profile.placement() if profile is not None else {}
+    began_s, count = time.monotonic(), 0
+    while count < _TIMED and (count == 0 or time.monotonic() - began_s < _TIMED_S):
+        generator.generate_next_token()
+        count += 1
+    tokens_per_s = count / max(time.monotonic() - began_s, 1e-6)
+    return _Warm(_kv_bytes(generator, config["decoder"]), measured, round(tokens_per_s, 1))
+
+
+def _kv_bytes(generator: Any, decoder: dict[str, Any]) -> int:
+    """The cache's bytes per token."""
     width = 4
     try:
         name = decoder["inputs"]["past_key_names"].replace("%d", "0")

@@ -78,11 +78,12 @@ class ScriptedRuntime:
             kind="vision" if "vision" in parse_qs(load.path, keep_blank_values=True) else "text",
             runtime="scripted",
             runtime_version="1",
-            provider="cpu",
+            provider=load.provider,
             threads=load.threads or 1,
             context=min(load.max_context or CONTEXT, CONTEXT),
             kv_bytes_per_token=1024,
             load_ms=load_ms,
+            placement={load.provider: 100.0},
         )
 
     def open(self, job: Job) -> ScriptedStream:

@@ -124,6 +124,18 @@ class Engine(Section):
     )
 
 
+Options = dict[str, str | int | bool]
+
+
+class ProviderOptions(Section):
+    """What a provider is told beside its name, as ONNX Runtime documents it."""
+
+    cuda: Options = Field({}, description='For cuda, such as {device_id = "1"}.')
+    directml: Options = Field({}, description='For DirectML, such as {device_filter = "gpu"}.')
+    qnn: Options = Field({}, description='For QNN, such as {backend_path = "libQnnHtp.so"}.')
+    openvino: Options = Field({}, description='For OpenVINO, such as {device_type = "GPU"}.')
+
+
 class Limits(Section):
     """What may be asked for; whatever is beyond is refused with a code."""
 

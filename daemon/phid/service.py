@@ -118,6 +118,7 @@ class Service:
                 restart_max_s=engine.restart_max_s,
                 hang_s=engine.hang_s,
                 recycle_bytes=engine.recycle_mb << 20,
+                wanted=settings.wanted if engine.runtime == "genai" else None,
             ),
             keep_alive_s=engine.keep_alive_s,
             budget_bytes=engine.budget_mb << 20,
@@ -394,8 +395,10 @@ class Service:
             case Ready(facts):
                 self._health.count("model_loads")
                 _log.info("model_loaded", model=facts.model, ms=facts.load_ms)
+                self._bulletin.publish_provider(worker)
                 self._operations.look(now)
             case LoadFailed(code, message):
+                self._bulletin.publish_provider(worker)
                 self._operations.look(now)
                 failure = Failure(Code.LOADING, f"{code}: {message}")
                 self._desk.end_waiting(worker.load.model, failure, now)

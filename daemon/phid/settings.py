@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import socket
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from pydantic_settings import SettingsError as UnparsableEnvironmentError
 
-from phid import topics, watches
+from phid import proven, providers, topics, watches
 from phid.errors import Refused
+from phid.proofs import Wanted
 from phid.sections import (
     Control,
     Engine,
@@ -25,6 +32,7 @@ from phid.sections import (
     Limits,
     Log,
     Mqtt,
+    ProviderOptions,
     Section,
     Stream,
     Vision,
@@ -60,11 +68,21 @@ class Settings(BaseSettings):
         default_factory=lambda: default_state_dir(),  # noqa: PLW0108 - defined below
         description="Where the daemon keeps what it must remember.",
     )
+    providers: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("auto",),
+        description="Where the model may run, in order: cuda, DirectML, QNN, OpenVINO, cpu; auto: "
+        "each of them. The first that passes its proof runs it; the CPU is last anyway.",
+    )
+    require_provider: bool = Field(
+        False,
+        description="true: run on one that providers names (auto: any but the CPU) or not at all.",
+    )
     watches: tuple[Watch, ...] = Field(
         (), description="Standing prompts on camera topics: a [[watches]] table for each."
     )
     mqtt: Mqtt = Mqtt()
     engine: Engine = Engine()
+    provider_options: ProviderOptions = ProviderOptions()
     limits: Limits = Limits()
     control: Control = Control()
     vision: Vision = Vision()
@@ -77,6 +95,17 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, path: Path) -> Path:
         return path.expanduser()
+
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _provider_names(cls, value: Any) -> Any:
+        if isinstance(value, str):  # of the environment: a list as JSON, or names with commas
+            value = json.loads(value) if value.startswith("[") else value.split(",")
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            return value
+        if not value:
+            raise ValueError("name one at least, or auto")
+        return tuple(providers.canonical(word) for word in value)
 
     @model_validator(mode="after")
     def _topics_are_legal(self) -> Settings:
@@ -106,6 +135,19 @@ class Settings(BaseSettings):
         return topics.Topics(self.mqtt.base, self.device)
 
     @property
+    def wanted(self) -> Wanted:
+        """What is wanted of providers."""
+        every = {
+            name: getattr(self.provider_options, name) for name in ProviderOptions.model_fields
+        }
+        return Wanted(
+            self.providers,
+            tuple((name, _texts(options)) for name, options in every.items() if options),
+            self.require_provider,
+            self.state_dir / proven.FILE,
+        )
+
+    @property
     def client_id(self) -> str:
         """The daemon's MQTT client id."""
         return self.mqtt.client_id or f"phid-{self.device}"
@@ -122,6 +164,14 @@ class Settings(BaseSettings):
         """Environment first; what is passed to the constructor is the file's content."""
         del settings_cls, dotenv_settings, file_secret_settings
         return env_settings, init_settings
+
+
+def _texts(options: dict[str, str | int | bool]) -> tuple[tuple[str, str], ...]:
+    """Options as the runtime takes them: as text, flags as 1 and 0."""
+    return tuple(
+        (name, str(int(value)) if isinstance(value, bool) else str(value))
+        for name, value in options.items()
+    )
 
 
 def default_models_dir() -> Path:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import queue
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Literal
 
 from phid import channel, log, memory
 from phid.errors import Code, Failure
+from phid.exits import describe_exit
 from phid.growth import Growth
 from phid.jobs import (
     Cancel,
@@ -34,6 +34,8 @@ from phid.jobs import (
     Usage,
 )
 from phid.patience import Patience
+from phid.placing import Placing
+from phid.proofs import Prove, Proved, Wanted
 
 _FIRST_PAUSE_S = 0.5
 _STOP_TIMEOUT_S = 2.0
@@ -44,7 +46,8 @@ _HOPELESS_AFTER = 4
 # A client that asks one thing after another leaves shorter gaps than this.
 _QUIET_S = 2.0
 _MIB = 1 << 20
-_COMMAND = (sys.executable, "-m", "phid.engine")
+_ENGINE = (sys.executable, "-m", "phid.engine")
+_PROVER = (sys.executable, "-m", "phid.prover")
 # Of all workers: what an engine says is of one of them.
 _generations = itertools.count(1)
 _log = log.get("worker")
@@ -52,10 +55,10 @@ _log = log.get("worker")
 
 @dataclass(frozen=True, slots=True)
 class EngineSaid:
-    """An event of the engine of this generation."""
+    """An event of the engine of this generation, or of the prover before it."""
 
     generation: int
-    event: Event
+    event: Event | Proved
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,11 @@ WorkerEvent = EngineSaid | EngineEnded
 class Worker:
     """One engine after another for the same model. Owner thread only; never waits.
 
+    Where the choice of its provider needs a proof, a prover comes first, in the engine's place.
     `why` says how the last one ended, `used_at` when one last had something to do; `recycling` why
     it was ended for another, until that is ready; `loaded_bytes` is what it took when it had
-    loaded. `hang_s` is for `Patience`. One that has leaked `recycle_bytes` is ended when nobody
-    asks anything; 0: never.
+    loaded. `hang_s` is for `Patience`, `wanted` for `placing`. One that has leaked `recycle_bytes`
+    is ended when nobody asks anything; 0: never.
     """
 
     def __init__(
@@ -87,8 +91,10 @@ class Worker:
         restart_max_s: float,
         hang_s: float = 10.0,
         recycle_bytes: int = 0,
+        wanted: Wanted | None = None,
     ) -> None:
         self.load = load
+        self.placing = Placing(load, wanted or Wanted())
         self.state: Literal["stopped", "loading", "ready", "pausing", "retiring"] = "stopped"
         self.facts: EngineFacts | None = None
         self.failure: Failure | None = None
@@ -112,6 +118,8 @@ class Worker:
         self._growth = Growth()
         self._cache_tokens = 0
         self._quiet_since: float | None = None
+        self._proving = False
+        self._asked_to_end = False
 
     @property
     def free(self) -> bool:
@@ -132,12 +140,19 @@ class Worker:
         """Spawn an engine and have it load the model; events follow."""
         self._generation = next(_generations)
         self.state, self.retry_at, self.running = "loading", None, None
-        self._child = _Child(self._generation, self._post)
-        self._child.send(self.load)
-        self._hung = None
+        self._hung, self._asked_to_end = None, False
         self._growth = Growth()
-        self._patience.loading(time.monotonic())
-        _log.info("engine_started", pid=self._child.pid, model=self.load.model)
+        prove = self.placing.settle()
+        if prove is None and (refusal := self.placing.refusal):
+            self._refuse(refusal)
+            return
+        self._proving = prove is not None
+        self._child = _Child(self._generation, self._post, _PROVER if prove else _ENGINE)
+        self._child.send(prove or self.placing.place(self.load))
+        if not self._proving:  # a prover has clocks of its own for what it tries
+            self._patience.loading(time.monotonic())
+        started = "prover_started" if prove else "engine_started"
+        _log.info(started, pid=self._child.pid, model=self.load.model)
 
     def submit(self, job: Job) -> None:
         """Hand a job to the engine, which must be free."""
@@ -177,6 +192,7 @@ class Worker:
         """End this engine, without waiting; another is started when it has gone."""
         if self._child is not None:
             self._failures = 0
+            self._asked_to_end = True
             self._child.kill()
 
     def tick(self, now: float, *, quiet: bool = False) -> None:
@@ -207,8 +223,15 @@ class Worker:
         if said.generation != self._generation or self._child is None:
             return None
         self.used_at = time.monotonic()
-        self._patience.heard(said.event, self.used_at)
+        if isinstance(said.event, Proved):
+            return self._proved(said.event)
+        if not self._proving:
+            self._patience.heard(said.event, self.used_at)
         match said.event:
+            case Ready(facts) if elsewhere := self.placing.disagrees(facts):
+                self._hung = elsewhere
+                self._child.kill()
+                return None
             case Ready(facts):
                 self.state, self.facts, self.failure = "ready", facts, None
                 self._unloadable, self.recycling = False, None
@@ -241,6 +264,10 @@ class Worker:
         if self.recycling is not None:
             self.retry_at = now
             return True
+        if self._proving:
+            self.placing.unproved(why)
+        elif not self._asked_to_end:
+            self.placing.crashed(now, why)
         if not self._unloadable:
             self.failure = Failure(Code.ENGINE_LOST, f"the engine {why}")
         # One that has worked is replaced at once; only what fails again has to wait.
@@ -267,15 +294,38 @@ class Worker:
         self.state = "pausing"
         self._child.kill()
 
+    def _proved(self, proved: Proved) -> LoadFailed | None:
+        """Start the engine where the prover said, which ends by itself; or say that there is none.
+
+        It is as if an engine had said so: whoever waits has waited for nothing.
+        """
+        self.placing.proved(proved.selection)
+        for report in proved.selection.reports:
+            tell = _log.info if report.passed else _log.warning
+            tell("provider_tried", provider=report.provider, passed=report.passed, says=report.says)
+        refusal = self.placing.refusal
+        self.start()
+        return LoadFailed(Code.LOADING, refusal) if refusal else None
+
+    def _refuse(self, refusal: str) -> None:
+        """There is nothing to start: look again after the longest pause."""
+        self.failure, self._unloadable = Failure(Code.LOADING, refusal), True
+        self.state, self._child = "pausing", None
+        self.retry_at = time.monotonic() + self._restart_max_s
+        self.placing.ask_again()
+        _log.error("no_provider", reason=refusal, retry_s=self._restart_max_s)
+
 
 class _Child:
-    """One engine process with the three threads that move its bytes."""
+    """One engine or prover process with the three threads that move its bytes."""
 
-    def __init__(self, generation: int, post: Callable[[WorkerEvent], None]) -> None:
+    def __init__(
+        self, generation: int, post: Callable[[WorkerEvent], None], command: Sequence[str]
+    ) -> None:
         self._generation = generation
         self._post = post
-        self._process, self._connection = channel.spawn(_COMMAND)
-        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._process, self._connection = channel.spawn(command)
+        self._commands: queue.SimpleQueue[Command | Prove | None] = queue.SimpleQueue()
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         # The owner must not wait for an engine that does not read, nor for its end.
         self._threads = [
@@ -294,7 +344,7 @@ class _Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command | Prove) -> None:
         self._commands.put(command)
 
     def kill(self) -> None:
@@ -341,18 +391,3 @@ def close_all(process: subprocess.Popen[bytes], connection: Connection) -> None:
     for pipe in (process.stdin, process.stderr):
         if pipe is not None:
             pipe.close()
-
-
-def describe_exit(returncode: int) -> str:
-    """How a process ended, in words: for people who read a status line."""
-    if returncode >= 0:
-        return f"ended with status {returncode}"
-    try:
-        name = signal.Signals(-returncode).name
-    except ValueError:
-        name = f"signal {-returncode}"
-    hints = {
-        "SIGKILL": " (out of memory, or killed by hand)",
-        "SIGILL": " (this build needs instructions this CPU does not have)",
-    }
-    return f"was ended by {name}{hints.get(name, '')}"

@@ -91,8 +91,10 @@ def test_all_is_well_within_three_seconds(
     assert {c["verdict"] for c in ran.json["checks"]} == {"ok"}
     assert {c["name"] for c in ran.json["checks"]} == {
         *("config", "credentials", "broker", "daemon", "model", "engine", "threads"),
-        *("memory", "clock", "disk", "versions"),
+        *("memory", "clock", "disk", "versions", "provider"),
     }
+    assert ran.json["provider"]["actual"] == "cpu"
+    assert ran.json["provider"]["placement"] == {"cpu": 100.0}
     assert "answers in" in ran.verdict("daemon")["says"]
     assert "the daemon has" in ran.verdict("engine")["says"]
     assert ran.seconds < WELL_S
@@ -114,6 +116,15 @@ def test_without_a_daemon_an_engine_is_really_started(models_dir: Path) -> None:
     assert ran.verdict("memory")["verdict"] == "ok"
     assert ran.verdict("engine")["verdict"] == "ok", ran.out
     assert "started smollm2-135m-instruct" in ran.verdict("engine")["says"]
+    assert ran.json["provider"]["requested"] == ["auto"]
+    assert {r["provider"]: r["passed"] for r in ran.json["provider"]["report"]} == {
+        "cuda": False,
+        "qnn": False,
+        "openvino": False,
+        "cpu": True,
+    }
+    assert ran.json["provider"]["actual"] == "cpu"
+    assert ran.json["provider"]["placement"] == {"cpu": 100.0}
 
 
 @pytest.mark.mosquitto

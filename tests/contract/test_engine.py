@@ -70,6 +70,7 @@ def test_ready_comes_after_loading_with_the_facts(start: Start, subject: Subject
     assert isinstance(events[-1], Ready)
     facts = events[-1].facts
     assert (facts.model, facts.kind, facts.provider) == (subject.load.model, "text", "cpu")
+    assert facts.placement == {"cpu": 100.0}
     assert min(facts.context, facts.threads, facts.kv_bytes_per_token) >= 1
     assert facts.runtime_version
 

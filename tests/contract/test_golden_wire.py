@@ -34,6 +34,7 @@ from phid.lineup import Lineup, Model
 from phid.lookout import Lookout
 from phid.messages import Accepted, Delta, JobEvent, ReloadEvent, Result, Timing, UsageReport
 from phid.outbox import Outbox, Publication
+from phid.proofs import Report, Selection
 from phid.roster import Notebook, Roster
 from phid.settings import Settings
 from phid.slots import Frame
@@ -48,12 +49,23 @@ FACTS = EngineFacts(
     kind="text",
     runtime="onnxruntime-genai",
     runtime_version="0.18.0",
-    provider="cpu",
+    provider="cuda",
     threads=4,
     context=4096,
     kv_bytes_per_token=786432,
     load_ms=4321,
     estimate_mb=3520,
+    placement={"cuda": 98.7, "cpu": 1.3},
+    tokens_per_s=41.5,
+)
+SELECTION = Selection(
+    ("cuda", "cpu"),
+    "cuda",
+    (
+        Report(
+            "cuda", True, "the CPU's text, 16 tokens of it", None, {"cuda": 98.7, "cpu": 1.3}, 42.0
+        ),
+    ),
 )
 RESULT = Result(
     id="a1",
@@ -130,9 +142,11 @@ class Device:
         )
         model = Model(Load("genai", "phi-3.5-mini", "/m"))
         hire = partial(Worker, post=print, restart_max_s=1)
-        crew = Crew(Lineup((model,), model.name, model.name), hire)
+        self.crew = crew = Crew(Lineup((model,), model.name, model.name), hire)
         for worker in crew.workers:
             worker.state, worker.facts, worker.loaded_bytes = "ready", FACTS, 3400 << 20
+            worker.placing.requested = SELECTION.requested
+            worker.placing.proved(SELECTION)
         self.backlog = mock.MagicMock(spec=Backlog, oldest_arrival=None)  # nothing waits
         self.bulletin = Bulletin(settings, self.outbox, Health(settings.models_dir), crew)
         self.bulletin.session = self.paper.session
@@ -225,6 +239,7 @@ OUT: dict[str, Callable[[Device], object]] = {
     "event-reload": lambda d: d.bulletin.publish_event(
         ReloadEvent(ts=NOW, ok=False, reason="limits.backlog: must be a number")
     ),
+    "event-provider": lambda d: d.bulletin.publish_provider(next(iter(d.crew.workers))),
     "watch": Device.watch,
     "watch-result": lambda d: d.outbox.put(
         Publication(

@@ -15,7 +15,7 @@ VALUES = {"decoding", "messages", "requests", "sections", "settings", "watches"}
 HOMES = {
     "paho": {"broker"},
     "psutil": {"health", "memory"},
-    "onnxruntime_genai": {"runtime", "text", "vision"},
+    "onnxruntime_genai": {"runtime", "text", "vision", "execution"},
     "sqlite3": {"journal", "tables"},
     "cv2": {"frames", "clips"},
     "iotcore": {"embedded"},

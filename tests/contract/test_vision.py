@@ -173,6 +173,8 @@ def test_ready_says_that_it_sees(start: Start, tiny_vision: Path) -> None:
     assert isinstance(ready, Ready)
     facts = ready.facts
     assert (facts.model, facts.kind, facts.provider) == ("tiny", "vision", "cpu")
+    # Its graphs tell no profile of a run: that no other provider's library is loaded does.
+    assert facts.placement == {"cpu": 100.0}
     assert not facts.crops_padded
     assert min(facts.context, facts.threads, facts.kv_bytes_per_token) >= 1
 

@@ -13,6 +13,7 @@ from phid import doctor
 from phid.doctor import Asked
 from phid.jobs import Load
 from phid.settings import Settings
+from phid.whereabouts import Whereabouts
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,6 @@ def test_no_configuration_can_end_the_examination(tmp_path: Path, content: bytes
         mqtt={"host": "127.0.0.1", "port": 1},  # type: ignore[arg-type]
     )
     asked = Asked(lambda: settings, None, wait_s=0.1)
-    found = {verdict.name: verdict for verdict in doctor.examine(asked)}
+    found = {verdict.name: verdict for verdict in doctor.examine(asked, Whereabouts())}
     assert found["model"].verdict == "bad"
     assert found["engine"].says == "not started: see above"

@@ -13,8 +13,6 @@ from phid import settings
 from rig import ROOT
 
 PROFILES = sorted((ROOT / "config" / "profiles").glob("*.toml"))
-# Before a line that only a later phid knows.
-MARKER = "#when known: "
 MIB = 1 << 20
 # Microsoft's int4 builds for the CPU, bytes of all their files.
 FILES = {"phi-3.5-mini": 2_782_186_064, "phi-3.5-vision": 3_220_612_860}
@@ -49,19 +47,15 @@ def test_it_loads(profile: Path) -> None:
     assert loaded.health.pause_above_c > 0
 
 
-def test_what_a_later_phid_knows_is_toml_and_not_known_yet(profile: Path) -> None:
-    text = profile.read_text()
-    later = [line.removeprefix(MARKER) for line in text.splitlines() if line.startswith(MARKER)]
-    assert later, "a profile names its providers"
-    for line in later:
-        (name,) = tomllib.loads(line)
-        assert name not in settings.names(), f"{name} is known now: take away '{MARKER}'"
+def test_it_names_its_providers_and_runs_whatever_becomes_of_them(profile: Path) -> None:
+    assert "providers" in tomllib.loads(profile.read_text())
+    assert not settings.load(profile).require_provider
 
 
 def test_each_line_has_its_reason(profile: Path) -> None:
     lines = profile.read_text().splitlines()
     for above, line in itertools.pairwise(lines):
-        if re.match(rf"(?:{re.escape(MARKER)})?\w+ = ", line):
+        if re.match(r"\w+ = ", line):
             assert above.startswith("# "), f"{line}: no reason above it"
 
 

@@ -126,3 +126,36 @@ def test_a_device_without_a_name_has_its_hosts(file: Path, monkeypatch: pytest.M
 
 def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in settings.names().values())
+
+
+def test_providers_are_named_in_any_case(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(file).wanted.providers == ("auto",)
+    text = "providers = ['CUDA', 'DirectML', 'cpu']\n"
+    assert load(file, text).wanted.providers == ("cuda", "directml", "cpu")
+    for value in ("QNN,OpenVINO", '["qnn", "openvino"]'):
+        monkeypatch.setenv("PHID_PROVIDERS", value)
+        assert load(file, text).providers == ("qnn", "openvino")
+
+
+def test_a_misspelt_provider_is_refused_with_the_nearest(file: Path) -> None:
+    with pytest.raises(SettingsError, match="providers: 'cude' is no provider: did you mean cuda"):
+        load(file, "providers = ['cude']\n")
+    with pytest.raises(SettingsError, match="'abc' is no provider: there are auto, cuda, directml"):
+        load(file, "providers = ['abc']\n")
+    with pytest.raises(SettingsError, match="providers: name one at least, or auto"):
+        load(file, "providers = []\n")
+    with pytest.raises(SettingsError, match=r"provider_options.cud is no setting.*\.cuda"):
+        load(file, "[provider_options.cud]\nx = 1\n")
+
+
+def test_a_provider_has_options_of_its_own(file: Path) -> None:
+    text = (
+        "require_provider = true\nstate_dir = '/s'\n[provider_options.openvino]\n"
+        "device_type = 'GPU'\nnum_streams = 2\n[provider_options]\nqnn = {shared = true}\n"
+    )
+    wanted = load(file, text).wanted
+    assert wanted.strict
+    assert wanted.options_of("openvino") == (("device_type", "GPU"), ("num_streams", "2"))
+    assert wanted.options_of("qnn") == (("shared", "1"),)
+    assert wanted.options_of("cuda") == ()
+    assert wanted.memory == Path("/s/providers.json")

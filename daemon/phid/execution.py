@@ -1,0 +1,45 @@
+"""How a model is put on an execution provider: its name, its options and its plugin, natively."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+from phid.errors import Code, Refused
+from phid.jobs import Load
+from phid.providers import CPU, PROVIDERS
+
+# See runtime.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime_genai as og
+
+
+def place(config: Any, load: Load) -> None:
+    """Have the model run on `load.provider` and on nothing else that its own files may name.
+
+    Options that its configuration gives for that provider hold where `load` says nothing. Raises
+    Refused where the provider's plugin cannot be taken in.
+    """
+    provider = PROVIDERS[load.provider]
+    config.clear_providers()
+    if provider.name == CPU:
+        return
+    if provider.plugin is not None:
+        _register(provider.plugin, provider.shown)
+    config.append_provider(provider.runtime)
+    for name, value in load.options:
+        config.set_provider_option(provider.runtime, name, value)
+
+
+def _register(plugin: str, shown: str) -> None:
+    """Take in a plugin's library, where its package is installed; else it may be built in."""
+    try:
+        module = importlib.import_module(plugin)
+    except ImportError:
+        return
+    try:
+        og.register_execution_provider_library(module.get_ep_name(), module.get_library_path())
+    except (AttributeError, OSError, RuntimeError) as error:
+        raise Refused(Code.INTERNAL, f"the plugin of {shown} cannot be loaded: {error}") from None

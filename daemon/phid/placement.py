@@ -1,0 +1,90 @@
+"""Where a loaded model's kernels run, measured by the runtime's own profile."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from phid import packages, traces
+from phid.providers import CPU
+
+_OPTION = "enable_profiling"
+_OFF = "0"
+# The libraries that bring other kernels than the CPU's; those are in the runtime's own.
+_FOREIGN = re.compile(
+    r"onnxruntime_providers_(?!shared)|onnxruntime-genai-cuda|openvino|libqnn", re.IGNORECASE
+)
+_MAPS = Path("/proc/self/maps")
+
+
+class Profile:
+    """The traces of a folder, as they come to be written; gone with `close`."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="phid-profile-"))
+        self.prefix = str(self._folder / "trace")
+
+    def placement(self) -> dict[str, float]:
+        """Percent of kernel time by provider, of all that has been written; empty: nothing was."""
+        profiles = []
+        for path in sorted(self._folder.iterdir()):
+            with suppress(OSError, ValueError):
+                profiles.append(traces.kernel_times(path.read_text(encoding="utf-8")))
+        return traces.shares(traces.total(profiles))
+
+    def close(self) -> None:
+        """Remove the traces."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def profiled(generator: Any) -> Iterator[Profile | None]:
+    """Profile what this generator runs inside; None where this runtime cannot do that.
+
+    A megabyte or less for each token, removed at the end. It is off afterwards.
+    """
+    profile = _begin(generator)
+    try:
+        yield profile
+    finally:
+        if profile is not None:
+            with suppress(RuntimeError):
+                generator.set_runtime_option(_OPTION, _OFF)
+            profile.close()
+
+
+def _begin(generator: Any) -> Profile | None:
+    if not packages.profiles_runs():
+        return None
+    try:
+        profile = Profile()
+    except OSError:  # no folder may be written here
+        return None
+    try:
+        generator.set_runtime_option(_OPTION, profile.prefix)
+    except RuntimeError:  # GenAI before 0.15 knows no such option
+        profile.close()
+        return None
+    return profile
+
+
+def by_libraries() -> dict[str, float]:
+    """All of it on the CPU, if this process has loaded nothing that could run it elsewhere.
+
+    For graphs that tell no profile: those of vision models, and any in an old runtime. Empty where
+    the loaded libraries cannot be seen, or another provider's are among them.
+    """
+    if sys.platform == "win32":  # DirectML is inside the runtime's own library there
+        return {}
+    try:
+        maps = _MAPS.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    files = {line.rpartition("/")[2] for line in maps.splitlines() if "/" in line}
+    return {} if any(_FOREIGN.search(name) for name in files) else {CPU: 100.0}

@@ -1,0 +1,130 @@
+"""What was proven before: evidence by what it hangs on, kept in a file of the state directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from phid import devices, log, packages
+from phid.jobs import Load
+from phid.proofs import Evidence, Stage, Wanted
+
+FILE = "providers.json"
+_VERSION = 1
+_MOST = 64
+# A refusal is looked at again now and then: a library may have come, or a cable.
+_REFUSAL_S = 86_400.0
+_log = log.get("proven")
+
+
+def fingerprint(folder: Path) -> str:
+    """A model's identity by its configuration, and by the names, sizes and times of its files.
+
+    Gigabytes are not read at each start for it. Nothing for a folder that cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        digest.update((folder / "genai_config.json").read_bytes())
+        for path in sorted(folder.rglob("*")):
+            stat = path.stat()
+            if path.is_file():
+                line = f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+class Surroundings:
+    """What evidence hangs on beside its provider: the model, the packages, the drivers."""
+
+    def __init__(self, load: Load, versions: Mapping[str, str], driver: str) -> None:
+        self._of_small = [_VERSION, dict(sorted(versions.items())), driver, load.threads]
+        self._of_model = [fingerprint(Path(load.path))]
+
+    @classmethod
+    def of(cls, load: Load) -> Self:
+        """Those of this machine, now."""
+        return cls(load, packages.versions(), devices.driver())
+
+    def key(self, provider: str, stage: Stage, wanted: Wanted) -> str:
+        """The key of a trial's evidence."""
+        whole = [*self._of_small, provider, stage, sorted(wanted.options_of(provider))]
+        if stage == "check":
+            whole += self._of_model
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+class Proven:
+    """The evidence in the file, read once; `keep` writes it. A file that is damaged is empty."""
+
+    def __init__(self, path: Path | None, clock: float | None = None) -> None:
+        self._path = path
+        self._now = time.time() if clock is None else clock
+        self._entries = self._read()
+
+    def find(self, key: str) -> Evidence | None:
+        """The evidence under a key; a refusal only for a day."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        evidence = _evidence(entry.get("evidence"))
+        if evidence is None or (not evidence.ran and not self._is_fresh(entry)):
+            return None
+        return evidence
+
+    def keep(self, key: str, provider: str, evidence: Evidence) -> None:
+        """Put it under its key, in place of what was there, and on the disk if that takes it."""
+        content = asdict(evidence) | {"pieces": [piece.hex() for piece in evidence.pieces]}
+        self._entries = self._read()  # another model's prover may have written meanwhile
+        self._entries.pop(key, None)
+        self._entries[key] = {"provider": provider, "at": self._now, "evidence": content}
+        while len(self._entries) > _MOST:
+            del self._entries[next(iter(self._entries))]
+        self._write()
+
+    def _is_fresh(self, entry: Mapping[str, Any]) -> bool:
+        at = entry.get("at")
+        return isinstance(at, int | float) and 0 <= self._now - at < _REFUSAL_S
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        if self._path is None:
+            return getattr(self, "_entries", {})
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            entries = content["entries"] if content["v"] == _VERSION else {}
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
+        if not isinstance(entries, dict):
+            return {}
+        return {key: entry for key, entry in entries.items() if isinstance(entry, dict)}
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        written = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"v": _VERSION, "entries": self._entries})
+            written.write_text(text, encoding="utf-8")
+            written.replace(self._path)
+        except OSError as error:
+            _log.warning("proof_not_kept", path=str(self._path), reason=str(error))
+            with suppress(OSError):
+                written.unlink()
+
+
+def _evidence(content: Any) -> Evidence | None:
+    try:
+        pieces = tuple(bytes.fromhex(piece) for piece in content["pieces"])
+        placement = {str(name): float(pct) for name, pct in content["placement"].items()}
+        return Evidence(**{**content, "pieces": pieces, "placement": placement})
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None

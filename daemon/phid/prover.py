@@ -1,0 +1,201 @@
+"""The prover: tries providers one by one in throwaway processes, and chooses one for a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from phid import channel, log, packages, selection
+from phid.channel import Connection
+from phid.exits import describe_exit
+from phid.jobs import Load, Loading
+from phid.placement import Profile
+from phid.proofs import Evidence, Prove, Proved, Selection, Stage, Tried, Try
+from phid.proven import Proven, Surroundings
+from phid.providers import CPU, PROVIDERS
+
+COMMAND = (sys.executable, "-m", "phid.prover")
+"""The command of a prover, on the interpreter that runs this."""
+
+SMALL_MODEL = Path(__file__).parent / "small_model"
+"""A Llama of two tiny layers: the kernels that a phi or llama takes, in 300 kB."""
+
+PROMPT = "Count from one to ten."
+TOKENS, SMALL_TOKENS = 16, len(selection.SMALL_ANSWER)
+
+_TRIAL = (sys.executable, "-m", "phid.trial")
+# A provider may compile its kernels at its first start, for a minute and more.
+_PROBE_S = 90.0
+_CHECK_S, _BYTES_PER_S = 120.0, 20e6
+_TAIL_LINES, _KILLED_S = 20, 5.0
+
+
+def prove(
+    task: Prove, report: Callable[[Loading], None], *, probe_s: float = _PROBE_S
+) -> Selection:
+    """Choose a provider: by what was proven before, and by trials, which are kept.
+
+    Takes from nothing to minutes; `report` hears of each trial. Each may take `probe_s` for the
+    small model, and more for the real one by its size.
+    """
+    attempts = _Attempts(task, report, probe_s)
+    return selection.choose(
+        task.wanted,
+        attempts.look,
+        packages.installed,
+        windows=sys.platform == "win32",
+        barred=dict(task.barred),
+    )
+
+
+class _Attempts:
+    """The trials of one proof; each is made at most once."""
+
+    def __init__(self, task: Prove, report: Callable[[Loading], None], probe_s: float) -> None:
+        self._task = task
+        self._report = report
+        self._probe_s = probe_s
+        self._proven = Proven(task.wanted.memory)
+        self._around = Surroundings.of(task.load)
+        self._made: dict[str, Evidence] = {}
+
+    def look(self, provider: str, stage: Stage) -> Evidence:
+        """The evidence, from memory if it holds still."""
+        key = self._around.key(provider, stage, self._task.wanted)
+        if key in self._made:
+            return self._made[key]
+        known = None if provider == self._task.doubted else self._proven.find(key)
+        if known is not None and self._task.doubt_refusals and not known.ran:
+            known = None
+        if known is None:
+            known = self._attempt(provider, stage)
+            self._proven.keep(key, provider, known)
+        self._made[key] = known
+        return known
+
+    def _attempt(self, provider: str, stage: Stage) -> Evidence:
+        name = PROVIDERS[provider].shown
+        what = "the small model" if stage == "probe" else self._task.load.model
+        self._report(Loading(f"trying {name} with {what}"))
+        load = replace(
+            self._task.load,
+            provider=provider,
+            options=self._task.wanted.options_of(provider),
+            proven=(),
+        )
+        limit_s, tokens = self._probe_s, TOKENS
+        if stage == "probe":
+            load = replace(load, path=str(SMALL_MODEL), max_context=0)
+            tokens = SMALL_TOKENS
+        else:
+            limit_s = _CHECK_S + _bytes_of(Path(load.path)) / _BYTES_PER_S
+        evidence = try_out(load, tokens, limit_s, self._report)
+        if not evidence.ran or evidence.placement or provider == CPU:
+            return evidence
+        # These graphs, or this runtime, can only be profiled from their beginning, which is slow:
+        # a second time, for nothing but where it runs.
+        self._report(Loading(f"measuring where {name} runs {what}"))
+        return replace(evidence, placement=_profile(load, limit_s, self._report))
+
+
+def try_out(load: Load, tokens: int, limit_s: float, report: Callable[[Loading], None]) -> Evidence:
+    """Run one trial in a process of its own, for so long at most; what it left behind."""
+    process, connection = channel.spawn(_TRIAL)
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    reader = threading.Thread(target=_read, args=(process, tail), daemon=True)
+    reader.start()
+    try:
+        return _follow(Try(load, PROMPT, tokens), process, connection, limit_s, report, tail)
+    finally:
+        process.kill()
+        connection.close()
+        # A process that waits inside a broken driver cannot even be killed: it is left to itself.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_KILLED_S)
+            reader.join(1.0)
+            for pipe in (process.stdin, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
+def _follow(
+    task: Try,
+    process: subprocess.Popen[bytes],
+    connection: Connection,
+    limit_s: float,
+    report: Callable[[Loading], None],
+    tail: deque[str],
+) -> Evidence:
+    late = time.monotonic() + limit_s
+    stage = "starting"
+    try:
+        connection.send(task)
+        while connection.poll(max(0.0, late - time.monotonic())):
+            match connection.recv():
+                case Loading(stage):
+                    report(Loading(stage))
+                case Tried(evidence):
+                    return replace(evidence, stage=evidence.stage or stage, printed=_joined(tail))
+    except (EOFError, OSError):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5.0)
+        time.sleep(0.05)  # for its last words
+        died = describe_exit(process.returncode or 0)
+        return Evidence(stage, died=died, printed=_joined(tail))
+    return Evidence(stage, died=f"hung: it was ended after {limit_s:.0f} s", printed=_joined(tail))
+
+
+def _read(process: subprocess.Popen[bytes], tail: deque[str]) -> None:
+    assert process.stderr is not None
+    with contextlib.suppress(ValueError, OSError):
+        for line in process.stderr:
+            tail.append(line.decode("utf-8", "replace").rstrip()[:500])
+
+
+def _joined(tail: deque[str]) -> str:
+    return "\n".join(tuple(tail))
+
+
+def _profile(load: Load, limit_s: float, report: Callable[[Loading], None]) -> dict[str, float]:
+    try:
+        profile = Profile()
+    except OSError:
+        return {}
+    try:
+        evidence = try_out(replace(load, profile=profile.prefix), TOKENS, limit_s, report)
+        return profile.placement() if evidence.ran else {}
+    finally:
+        profile.close()
+
+
+def _bytes_of(folder: Path) -> int:
+    with contextlib.suppress(OSError):
+        return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return 0
+
+
+def main() -> int:
+    """Prove what comes over the connection this process was started with: the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(2, 1)
+    log.configure("warning", "text")
+    connection = channel.inherited()
+    with contextlib.suppress(EOFError, ConnectionError), connection:
+        task = connection.recv()
+        if isinstance(task, Prove):
+            connection.send(Proved(prove(task, connection.send)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

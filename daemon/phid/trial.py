@@ -1,0 +1,90 @@
+"""One provider tried, in a process of its own: whatever native code does to it is an answer."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phid import channel, devices
+from phid.engine import load_runtime
+from phid.errors import Refused
+from phid.jobs import Job, Loading, Sampling, Turn
+from phid.proofs import Evidence, Tried, Try
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from phid.generation import Stream
+
+# Of what native code says; its errors come with the stack of their templates.
+_WORDS = 1000
+
+
+def attempt(task: Try, report: Callable[[Loading], None]) -> Evidence:
+    """Load the model on its provider and have it answer, greedily; what came of it."""
+    if task.load.provider == "cuda" and (absent := devices.cuda_absent()):
+        return Evidence("looking for the device", says=absent.says, mend=absent.mend)
+    runtime = load_runtime(task.load, report)
+    report(Loading("answering"))
+    sampling = Sampling(max_tokens=task.tokens)
+    stream = runtime.open(Job("trial", (Turn("user", task.prompt),), sampling))
+    for _ in stream.prefill():
+        pass
+    pieces, tokens_per_s = _decode(stream, task.tokens)
+    stream.close()
+    evidence = Evidence(
+        "answering",
+        pieces=pieces,
+        placement=dict(runtime.facts.placement),
+        tokens_per_s=tokens_per_s,
+    )
+    runtime.close()
+    return evidence
+
+
+def _decode(stream: Stream, tokens: int) -> tuple[tuple[bytes, ...], float | None]:
+    """The first tokens of the answer, and how fast they came after the first."""
+    pieces: list[bytes] = []
+    began_s = time.monotonic()
+    while len(pieces) < tokens and (piece := stream.step()) is not None:
+        if not pieces:
+            began_s = time.monotonic()
+        pieces.append(piece)
+    took_s = time.monotonic() - began_s
+    rate = round((len(pieces) - 1) / took_s, 1) if len(pieces) > 1 and took_s > 0 else None
+    return tuple(pieces), rate
+
+
+def main() -> None:
+    """Run one trial on the connection this process was started with; it ends in here."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    os.dup2(2, 1)
+    faulthandler.enable()
+    # As for an engine: when memory runs out, this is what goes.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900", encoding="ascii")
+    connection = channel.inherited()
+    with contextlib.suppress(EOFError, OSError):
+        task = connection.recv()
+        try:
+            evidence = attempt(task, connection.send)
+        except Refused as refused:
+            evidence = Evidence(says=refused.failure.message)
+        except Exception as error:  # noqa: BLE001 - the prover is told, whatever it was
+            evidence = Evidence(says=str(error).strip()[:_WORDS] or type(error).__name__)
+        # The sessions go now, and write their profiles.
+        gc.collect()
+        connection.send(Tried(evidence))
+    sys.stderr.flush()
+    # Native libraries that are torn down in the wrong order would end a good trial badly.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
