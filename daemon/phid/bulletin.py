@@ -8,7 +8,7 @@ from phid import log, notify, reports
 from phid.backlog import Backlog
 from phid.broker import Will
 from phid.health import Health
-from phid.messages import JobEvent, ProviderEvent, StateEvent
+from phid.messages import JobEvent, Provider, ProviderEvent, StateEvent
 from phid.outbox import Outbox, Publication
 from phid.reports import State
 from phid.settings import Settings
@@ -40,6 +40,7 @@ class Bulletin:
         self.heat: str | None = None
         self.state = State("loading")
         self._since = time.time()
+        self._where: Provider | None = None
         self._outbox = outbox
         self._health = health
         self._worker = worker
@@ -95,13 +96,17 @@ class Bulletin:
         self._outbox.put(Publication(self.settings.topics.info, message, retain=True))
 
     def publish_provider(self) -> None:
-        """Publish a line of where the model runs, and why."""
+        """Publish a line of where the model runs, and why, if that is news."""
         if self._worker is None:
             return
+        where = reports.provider(self._worker)
+        if where == self._where:
+            return
+        self._where = where
         event = ProviderEvent(
             ts=int(time.time()),
             model=self._worker.load.model,
-            provider=reports.provider(self._worker),
+            provider=where,
         )
         self.publish_event(event)
 
