@@ -9,7 +9,7 @@ from phid.backlog import Backlog
 from phid.broker import Will
 from phid.crew import Crew, ModelState
 from phid.health import Health
-from phid.messages import JobEvent, ModelEvent, ProviderEvent, ReloadEvent, StateEvent
+from phid.messages import JobEvent, ModelEvent, Provider, ProviderEvent, ReloadEvent, StateEvent
 from phid.outbox import Outbox, Publication
 from phid.reports import State
 from phid.settings import Settings
@@ -43,6 +43,7 @@ class Bulletin:
         self.heat: str | None = None
         self.state = State("loading")
         self._since = time.monotonic()
+        self._where: dict[str, Provider] = {}
         self._outbox = outbox
         self._health = health
         self._crew = crew
@@ -99,9 +100,15 @@ class Bulletin:
         self._outbox.put(Publication(self.settings.topics.info, message, retain=True))
 
     def publish_provider(self, worker: Worker) -> None:
-        """Publish a line of where a model runs, and why."""
+        """Publish a line of where a model runs, and why, if that is news."""
+        model, where = worker.load.model, reports.provider(worker)
+        if where == self._where.get(model):
+            return
+        self._where[model] = where
         event = ProviderEvent(
-            ts=int(time.time()), model=worker.load.model, provider=reports.provider(worker)
+            ts=int(time.time()),
+            model=model,
+            provider=where,
         )
         self.publish_event(event)
 

@@ -90,7 +90,7 @@ REFUSED = [
         "differs from token 1",
         "another build",
     ),
-    ("directml", "probe", NO_DML, "no DirectML", "Windows"),
+    ("directml", "probe", NO_DML, "no DirectML", "onnxruntime-directml"),
     ("qnn", "check", NO_BACKEND, "backend", "backend_path"),
     ("qnn", "check", QNN_ON_CPU, "100 % on cpu (the library of its NPU", "backend_path"),
     ("qnn", "check", QNN_SIMULATED, "20.9 % on qnn", "made for QNN"),
