@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from phid import threads, vocabulary
+from phid import manifest, soundness, threads, vocabulary
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Load, Loading
 
@@ -36,6 +36,12 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     report(Loading("reading the configuration"))
     folder = Path(load.path)
     config = _read_config(folder)
+    try:
+        manifest.read(folder)
+    except manifest.Newer as newer:
+        raise Refused(Code.UNSUPPORTED, str(newer)) from None
+    except manifest.Damaged:
+        pass  # what it would say is for `phid models verify`
     kind = _kind(config)
     count = load.threads or threads.usable_cpus()
     og_config = og.Config(str(folder))
@@ -44,11 +50,16 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     graphs = {graph: options for graph in _GRAPHS if graph in config}
     og_config.overlay(json.dumps({"model": graphs}))
     report(Loading("loading the model"))
-    model = og.Model(og_config)
-    tokenizer = og.Tokenizer(model)
+    try:
+        model = og.Model(og_config)
+        tokenizer = og.Tokenizer(model)
+    except RuntimeError as error:
+        raise _explained(error, folder) from None
     report(Loading("warming up"))
     kv_bytes_per_token = _warm_up(model, tokenizer, config)
     tokens = vocabulary.read(folder / "tokenizer.json")
+    if tokens.pieces and (fault := soundness.misfit(len(tokens.pieces), config.get("vocab_size"))):
+        raise Refused(Code.INTERNAL, f"tokenizer.json belongs to another model: {fault}")
     context = int(config["context_length"])
     facts = EngineFacts(
         model=load.model,
@@ -89,6 +100,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise Refused(Code.NOT_FOUND, f"{CONFIG} names {name}, which is not in {folder}")
     return model
+
+
+def _explained(error: RuntimeError, folder: Path) -> Exception:
+    """What a person can do something about, if the folder shows it; else the runtime's own error.
+
+    Looked for only now, so that a sound model starts without being searched for faults.
+    """
+    try:
+        fault = next(soundness.faults(folder), None)
+    except (soundness.NoModel, OSError):
+        fault = None
+    if fault is None:
+        return error
+    return Refused(Code.INTERNAL, f"{fault}: fetch the model again (`phid models verify`)")
 
 
 def _has_file(part: Any) -> bool:

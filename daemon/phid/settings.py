@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnparsableEnvironmentError
 
-from phid import topics, watches
+from phid import catalog, topics, watches
+from phid.catalog import Build
 from phid.errors import Refused
 from phid.sections import Engine, Health, Journal, Limits, Log, Mqtt, Section, Stream, Vision
 from phid.watches import Watch
@@ -51,6 +52,9 @@ class Settings(BaseSettings):
     watches: tuple[Watch, ...] = Field(
         (), description="Standing prompts on camera topics: a [[watches]] table for each."
     )
+    catalog: tuple[Build, ...] = Field(
+        (), description="Models of your own to pull: a [[catalog]] table for each."
+    )
     mqtt: Mqtt = Mqtt()
     engine: Engine = Engine()
     limits: Limits = Limits()
@@ -76,6 +80,14 @@ class Settings(BaseSettings):
             watches.check_all(self.watches, self.mqtt.base, self.vision.max_images)
         except Refused as refused:
             raise ValueError(f"watches: {refused.failure.message}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _catalog_is_sound(self) -> Settings:
+        try:
+            catalog.check(self.catalog)
+        except ValueError as error:
+            raise ValueError(f"catalog: {error}") from None
         return self
 
     @model_validator(mode="after")
@@ -227,6 +239,8 @@ def _in_words(error: dict[str, Any]) -> str:
         known = set(names()) | {dotted.partition(".")[0] for dotted in names()}
         if error["loc"][0] == "watches":
             known = {f"{name.rpartition('.')[0]}.{field}" for field in Watch.model_fields}
+        if error["loc"][0] == "catalog":
+            known = {f"{name.rpartition('.')[0]}.{field}" for field in Build.model_fields}
         return f"{name} is no setting{_nearest(name, known)}"
     variable = environment().get(name)
     where = f" (in {variable})" if variable else ""
