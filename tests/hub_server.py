@@ -11,7 +11,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -258,17 +257,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._body(data, start)
 
     def _body(self, data: bytes, start: int) -> None:
-        cut, rate = self._fault.cut_after, self.server.hub.rate
+        cut = self._fault.cut_after
         end = len(data) if cut is None else min(len(data), start + cut)
-        step = 1 if self._fault.loris else _PIECE
-        if rate is not None:
-            step = min(step, max(1024, int(rate / 50)))
-        for at in range(start, end, step):
+        at = start
+        while at < end:
+            rate = 1.0 if self._fault.loris else self.server.hub.rate
+            step = _PIECE if rate is None else min(_PIECE, max(1, int(rate / 50)))
             piece = data[at : min(at + step, end)]
             self.wfile.write(piece)
             self._request.sent += len(piece)
-            wait = 1.0 if self._fault.loris else len(piece) / rate if rate else 0.0
-            if wait and self.server.stopping.wait(wait):
+            at += len(piece)
+            if rate is not None and self.server.stopping.wait(len(piece) / rate):
                 break
         if end < len(data):
             self.close_connection = True
@@ -286,11 +285,3 @@ class _Handler(BaseHTTPRequestHandler):
 def _blob(data: bytes) -> str:
     """How git names a content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def wait_until(fact: Any, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not fact():
-        if time.monotonic() > deadline:
-            raise AssertionError("it did not happen in time")
-        time.sleep(0.01)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 
 # Before the import, which reads them. Xet is another transport, with a cache of its own; it and
 # whatever tells others of us is left out.
@@ -126,7 +127,7 @@ def bytes_from(
         _in_words(file.path),
         get_session().stream("GET", url, headers=headers, timeout=timeout_s) as response,
     ):
-        if offset and response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if offset and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise Changed(f"{file.path} is shorter than what is here of it")
         hf_raise_for_status(response)
         commit = response.headers.get("X-Repo-Commit")
@@ -135,7 +136,7 @@ def bytes_from(
                 f"{endpoint()} sent {file.path} of commit {commit} where {snapshot.commit} was"
                 " asked for: pull again, from another endpoint if it stays so"
             )
-        if offset and response.status_code != httpx2.codes.PARTIAL_CONTENT:
+        if offset and response.status_code != HTTPStatus.PARTIAL_CONTENT:
             raise Changed(f"the server sends {file.path} from its beginning")
         if offset and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
             raise Changed(f"the server sends another part of {file.path}")

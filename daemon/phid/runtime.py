@@ -53,10 +53,10 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     try:
         model = og.Model(og_config)
         tokenizer = og.Tokenizer(model)
+        report(Loading("warming up"))
+        kv_bytes_per_token = _warm_up(model, tokenizer, config)
     except RuntimeError as error:
         raise _explained(error, folder) from None
-    report(Loading("warming up"))
-    kv_bytes_per_token = _warm_up(model, tokenizer, config)
     tokens = vocabulary.read(folder / "tokenizer.json")
     if tokens.pieces and (fault := soundness.misfit(len(tokens.pieces), config.get("vocab_size"))):
         raise Refused(Code.INTERNAL, f"tokenizer.json belongs to another model: {fault}")
@@ -111,6 +111,10 @@ def _explained(error: RuntimeError, folder: Path) -> Exception:
         fault = next(soundness.faults(folder), None)
     except (soundness.NoModel, OSError):
         fault = None
+    if fault is None and "was not found" in str(error):  # an input or output of a graph
+        fault = (
+            f"{CONFIG} tells of another kind of model, text or vision, than its graphs ({error})"
+        )
     if fault is None:
         return error
     return Refused(Code.INTERNAL, f"{fault}: fetch the model again (`phid models verify`)")

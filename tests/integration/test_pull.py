@@ -143,11 +143,11 @@ def test_the_first_pulls_hashes_are_enforced(hub: Hub, source: Path, models: Pat
     store.remove(models, "some-model", Stages(), forget=False)
     # The server changes what a commit is: small files have no SHA-256 there, large ones have.
     hub.repos[REPO][commit][f"{BELOW}/tokenizer_config.json"] = b'{"evil": 1}'
-    with pytest.raises(HubError, match="tokenizer_config.json came with another content"):
+    with pytest.raises(HubError, match=r"tokenizer_config\.json came with another content"):
         fetch(models)
     assert store.models(models) == []
     hub.repos[REPO][commit][f"{BELOW}/{LARGE}"] = DATA[::-1]
-    with pytest.raises(HubError, match="offers other bytes for model.onnx.data than are known"):
+    with pytest.raises(HubError, match=r"offers other bytes for model\.onnx\.data than are known"):
         fetch(models)
     store.remove(models, "some-model", Stages(), forget=True)
     assert fetch(models).recorded == 5
@@ -360,10 +360,10 @@ def test_a_pull_that_is_killed_goes_on_from_there(hub: Hub, source: Path, models
 
 
 def test_a_second_puller_waits_and_then_has_it(hub: Hub, source: Path, models: Path) -> None:
-    hub.rate = 1_500_000
+    hub.rate = 100_000
     words, environment = command(models, hub, "pull", "some-model")
     first = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
-    until(lambda: hub.sent > 100_000, 60)
+    until(lambda: hub.sent > 50_000, 60)
     second = subprocess.Popen(
         words, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -394,7 +394,9 @@ def may_mount() -> bool:
     if sys.platform != "linux" or os.geteuid():
         return False
     tried = subprocess.run(
-        ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
+        capture_output=True,
+        check=False,
     )
     return tried.returncode == 0
 

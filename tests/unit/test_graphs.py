@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import onnx
@@ -49,10 +50,8 @@ def test_noise_is_refused_and_nothing_else_happens(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "noise.onnx"
     path.write_bytes(noise)
-    try:
+    with contextlib.suppress(graphs.NotOnnx):
         graphs.read(path)
-    except graphs.NotOnnx:
-        pass
 
 
 def test_a_flipped_byte_never_does_more_than_refuse(tmp_path: Path) -> None:
@@ -60,7 +59,5 @@ def test_a_flipped_byte_never_does_more_than_refuse(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
-        try:
+        with contextlib.suppress(graphs.NotOnnx):
             graphs.read(path)
-        except graphs.NotOnnx:
-            pass
