@@ -28,7 +28,8 @@ class Fault:
     """What goes wrong with one request; the next one is served as it should be.
 
     `cut_after` ends the connection after so many bytes of the body, `loris` sends a byte a second,
-    `instead` is another content, `hang` says nothing at all.
+    `instead` is another content, under the ETag of the right one with `keep_etag`; `hang` says
+    nothing at all.
     """
 
     status: int = 0
@@ -37,6 +38,7 @@ class Fault:
     loris: bool = False
     hang: bool = False
     instead: bytes | None = None
+    keep_etag: bool = False
 
 
 @dataclass
@@ -239,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, data: bytes, etag: str, headers: dict[str, str]) -> None:
         """A body, or the part of it that was asked for."""
         if self._fault.instead is not None:
-            data, etag = self._fault.instead, '"another"'
+            data, etag = self._fault.instead, etag if self._fault.keep_etag else '"another"'
         start, status = 0, 200
         asked = re.fullmatch(r"bytes=(\d+)-", self._request.headers.get("range", ""))
         if asked and self._request.headers.get("if-range", etag) == etag:

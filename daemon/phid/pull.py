@@ -186,10 +186,10 @@ class _Pull:
         expected: str | None,
         state: Unfinished,
     ) -> Kept:
-        """Fetch one file; twice, if the first time it was resumed and is not what it should be."""
+        """Fetch one file; twice, if it was joined from parts and is not what it should be."""
         for last in (False, True):
-            target, resumed = self._work / name, size(self._work / f"{name}{_PARTIAL}") > 0
-            digest = self._fetch(snapshot, name, file, state)
+            target = self._work / name
+            digest, joined = self._fetch(snapshot, name, file, state)
             faults = digest.faults((expected, file.sha256), file.blob)
             partial = target.with_name(f"{target.name}{_PARTIAL}")
             if not faults:
@@ -198,18 +198,20 @@ class _Pull:
                 return Kept(file.bytes, digest.sha256.hexdigest())
             partial.unlink()
             self._here -= digest.size
-            if last or not resumed:
+            if last or not joined:
                 break
         raise HubError(
             f"{name} came with another content than it must have ({faults}): it was not kept."
             " Pull again; if it stays so, do not trust the endpoint"
         )
 
-    def _fetch(self, snapshot: Snapshot, name: str, file: RemoteFile, state: Unfinished) -> Digest:
-        """Fetch the rest of a file into its partial one: the digest of the whole."""
+    def _fetch(
+        self, snapshot: Snapshot, name: str, file: RemoteFile, state: Unfinished
+    ) -> tuple[Digest, bool]:
+        """Fetch the rest of a file: the digest of the whole, and if it was joined from parts."""
         partial = self._work / f"{name}{_PARTIAL}"
         partial.parent.mkdir(parents=True, exist_ok=True)
-        digest = Digest(file.bytes)
+        digest, joined = Digest(file.bytes), False
         with partial.open("ab+") as out:
             if out.tell() > file.bytes:
                 self._here -= file.bytes
@@ -219,6 +221,7 @@ class _Pull:
             tries = _Tries(self._endurance)
             while digest.size < file.bytes:
                 before = digest.size
+                joined |= before > 0
                 try:
                     self._stream(snapshot, name, file, out, digest, state)
                 except Interrupted as error:
@@ -227,9 +230,10 @@ class _Pull:
                     self._pause(tries, error)
                 except Changed as error:
                     self._start_over(out, digest, file)
+                    joined = False
                     state.etags.pop(name, None)
                     self._pause(tries, Interrupted(str(error), 0.0))
-        return digest
+        return digest, joined
 
     def _start_over(self, out: BinaryIO, digest: Digest, file: RemoteFile) -> None:
         self._here -= digest.size

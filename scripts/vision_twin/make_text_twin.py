@@ -7,15 +7,13 @@ and so tells how fast a device would decode. It has learnt nothing: its answers 
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import text
 from graph import Weights
-from make_vision_twin import COPIED, ENDS, Report, default_folder, genai_config, whole, write
+from make_vision_twin import COPIED, ENDS, Report, genai_config, parser, run, whole, write
 from shape import Shape
 
 from phid.progress import Progress
@@ -55,40 +53,22 @@ def text_config(shape: Shape) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/make-text-twin",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=default_folder().with_name("phi-3.5-mini"),
-        metavar="FOLDER",
-        help="where to put it (default: %(default)s)",
-    )
-    parser.add_argument(
+    asked = parser("scripts/make-text-twin", __doc__, "phi-3.5-mini")
+    asked.add_argument(
         "--block",
         type=int,
         choices=(32, 128),
         default=128,
         help="weights that share a scale: 128 as in Microsoft's Phi-3.5-mini (default), or 32",
     )
-    parser.add_argument("--layers", type=int, default=Shape.layers, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
-    options = parser.parse_args()
-    folder = options.folder.absolute()
-    if folder.exists():
-        print(f"{folder} is there already: remove it to have it made anew", file=sys.stderr)
-        return 0 if (folder / "genai_config.json").is_file() else 1
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder.parent).free < ROOM_BYTES:
-        sys.exit(f"the twin needs {ROOM_BYTES / 1e9:.1f} GB free in {folder.parent}")
-    make(folder, Shape(layers=options.layers), options.block, options.seed, Progress())
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{folder}: {size / 1e9:.2f} GB")
-    return 0
+    asked.add_argument("--layers", type=int, default=Shape.layers, help="default: %(default)s")
+    options = asked.parse_args()
+    shape = Shape(layers=options.layers)
+    return run(
+        options.folder,
+        ROOM_BYTES,
+        lambda folder: make(folder, shape, options.block, options.seed, Progress()),
+    )
 
 
 if __name__ == "__main__":

@@ -145,33 +145,45 @@ def default_folder() -> Path:
     return cache / "phid" / "twins" / "phi-3.5-vision"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/make-vision-twin",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parser(prog: str, says: str | None, name: str) -> argparse.ArgumentParser:
+    """What a maker is told on its command line."""
+    made = argparse.ArgumentParser(
+        prog=prog, description=says, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    made.add_argument(
         "folder",
         nargs="?",
         type=Path,
-        default=default_folder(),
+        default=default_folder().with_name(name),
         metavar="FOLDER",
         help="where to put it (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
-    options = parser.parse_args()
-    folder = options.folder.absolute()
+    made.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    return made
+
+
+def run(folder: Path, room_bytes: int, make_it: Callable[[Path], None]) -> int:
+    """Make the twin unless it is there: the exit status."""
+    folder = folder.absolute()
     if folder.exists():
         print(f"{folder} is there already: remove it to have it made anew", file=sys.stderr)
         return 0 if (folder / "genai_config.json").is_file() else 1
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder.parent).free < ROOM_BYTES:
-        sys.exit(f"the twin needs {ROOM_BYTES / 1e9:.1f} GB free in {folder.parent}")
-    make(folder, Shape(), options.seed, Progress())
+    if shutil.disk_usage(folder.parent).free < room_bytes:
+        sys.exit(f"the twin needs {room_bytes / 1e9:.1f} GB free in {folder.parent}")
+    make_it(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size / 1e9:.2f} GB")
     return 0
+
+
+def main() -> int:
+    options = parser("scripts/make-vision-twin", __doc__, "phi-3.5-vision").parse_args()
+    return run(
+        options.folder,
+        ROOM_BYTES,
+        lambda folder: make(folder, Shape(), options.seed, Progress()),
+    )
 
 
 if __name__ == "__main__":

@@ -7,15 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import numpy as np
 import pytest
 
 from contract.subjects import EngineProcess
 from phid import catalog, fit, graphs, soundness, store
 from phid.jobs import Finish, Finished, Job, Load, Ready, Sampling, Turn
 from rig import ROOT
+from unwritten import Counted, Unwritten
 
 HOME = ROOT / "scripts" / "vision_twin"
 
@@ -57,39 +56,6 @@ def test_a_small_twin_babbles(maker: ModuleType, tmp_path: Path, block: int) -> 
     data = (folder / "model.onnx.data").stat().st_size
     assert fit.of_folder(model).read_bytes == pytest.approx(data - words, rel=0.01)
     assert graphs.read(folder / "model.onnx").external() == {"model.onnx.data": data}
-
-
-class Unwritten:
-    """Weights of the right sizes that take no memory until they are read."""
-
-    def __init__(self, block: int) -> None:
-        self._block = block
-
-    def normal(self, *shape: int, deviation: float = 1.0) -> Any:
-        return np.zeros(shape, np.float32)
-
-    def near_one(self, size: int) -> Any:
-        return np.zeros(size, np.float32)
-
-    def matrix(self, rows: int, columns: int) -> Any:
-        blocks = columns // self._block
-        codes = np.zeros((rows, blocks, self._block // 2), np.uint8)
-        return codes, np.zeros((rows, blocks), "f4")
-
-
-class Counted:
-    """A file that only counts what is written."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        self.bytes += size
-        return size
-
-    def tell(self) -> int:
-        return self.bytes
 
 
 def test_the_whole_twin_has_phi_3_minis_bytes(maker: ModuleType) -> None:

@@ -200,11 +200,24 @@ def test_a_pull_gets_over_a_fault(hub: Hub, source: Path, models: Path, name: st
         assert any(r.headers.get("range") == "bytes=1000000-" for r in hub.requests)
 
 
-def test_bytes_that_come_wrong_are_fetched_again(hub: Hub, source: Path, models: Path) -> None:
-    # Cut off, then continued by a cache that has another file of the same name and length.
-    hub.faults = {LARGE: [Fault(), Fault(instead=bytes(len(DATA)))], "/cdn/": [Fault(cut_after=9)]}
+def test_a_file_that_was_continued_wrongly_is_fetched_again(
+    hub: Hub, source: Path, models: Path
+) -> None:
+    # Cut off, then continued by a cache that has other bytes under the same ETag.
+    wrong = Fault(instead=bytes(len(DATA)), keep_etag=True)
+    hub.faults = {"/cdn/": [Fault(cut_after=1_000_000), wrong]}
     pulled = fetch(models)
     assert same(pulled.folder, source)
+    assert pulled.fetched == pulled.size_bytes + len(DATA)
+
+
+def test_a_file_that_has_changed_meanwhile_is_fetched_from_its_beginning(
+    hub: Hub, source: Path, models: Path
+) -> None:
+    hub.faults = {"/cdn/": [Fault(cut_after=1_000_000), Fault(instead=bytes(len(DATA)))]}
+    pulled = fetch(models)
+    assert same(pulled.folder, source)
+    assert pulled.fetched == pulled.size_bytes + 1_000_000
 
 
 def test_a_wrong_hash_is_not_kept(hub: Hub, source: Path, models: Path) -> None:
