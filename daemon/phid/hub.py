@@ -95,15 +95,14 @@ def look(repo: str, revision: str, *, timeout_s: float) -> Snapshot:
         info = api.model_info(repo, revision=revision, files_metadata=True, timeout=timeout_s)
     if not info.sha:
         raise HubError(f"{endpoint()} does not say which commit {repo} is at: is it a Hub?")
-    files = [
-        RemoteFile(
-            sibling.rfilename,
-            (sibling.lfs.size if sibling.lfs else sibling.size) or 0,
-            sibling.lfs.sha256 if sibling.lfs else None,
-            sibling.blob_id if not sibling.lfs else None,
-        )
-        for sibling in info.siblings or ()
-    ]
+    files = []
+    for sibling in info.siblings or ():
+        size = sibling.lfs.size if sibling.lfs else sibling.size
+        if size is None:
+            raise HubError(f"{endpoint()} does not say how large {sibling.rfilename} is")
+        sha256 = sibling.lfs.sha256 if sibling.lfs else None
+        blob = None if sibling.lfs else sibling.blob_id
+        files.append(RemoteFile(sibling.rfilename, size, sha256, blob))
     return Snapshot(repo, info.sha, tuple(files))
 
 
@@ -174,7 +173,8 @@ def _in_words(what: str) -> Iterator[None]:
         mend = _LOGIN if status in (401, 403) else f"check HF_ENDPOINT ({endpoint()})"
         raise HubError(f"{what}: the server says {status}: {mend}") from None
     except httpx2.HTTPError as error:
-        raise Interrupted(f"{what}: {type(error).__name__} {error}".strip()) from None
+        words = str(error).partition("\n")[0]
+        raise Interrupted(f"{what}: {type(error).__name__} {words}".strip()) from None
     except httpx2.InvalidURL as error:
         raise HubError(f"HF_ENDPOINT is no address ({error}): such as https://host") from None
 

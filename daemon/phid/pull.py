@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from phid import hub, manifest, soundness, store, unfinished
 from phid.catalog import Build
+from phid.endurance import Endurance, Tries
 from phid.hub import Changed, HubError, Interrupted, RemoteFile, Snapshot
 from phid.manifest import Kept, Manifest
 from phid.store import Progress, StoreError
@@ -20,22 +21,6 @@ _PARTIAL = ".partial"
 _TELL_S = 0.1  # between two reports of progress
 # What a folder in a repository has that no model needs.
 _LEFT_OUT = frozenset({".gitattributes", ".gitignore", manifest.NAME})
-
-
-@dataclass(frozen=True, slots=True)
-class Endurance:
-    """How much a pull puts up with before it gives up. It begins anew with every byte that comes.
-
-    A connection that brings less than `least_bytes_s` for `window_s` is given up for another.
-    """
-
-    attempts: int = 6
-    pause_s: float = 1.0
-    pause_max_s: float = 60.0
-    retry_after_max_s: float = 600.0
-    timeout_s: float = 20.0
-    window_s: float = 30.0
-    least_bytes_s: int = 1024
 
 
 @dataclass(slots=True)
@@ -95,7 +80,7 @@ def _present(build: Build, models_dir: Path, *, latest: bool) -> Pulled | None:
         raise StoreError(str(error)) from None
     except manifest.Damaged:
         return None
-    if made is None:
+    if made is None or "commit" not in made.source:
         if folder.exists():
             raise StoreError(
                 f"{folder} is there, and was not pulled: `phid models rm {build.name}` first, or"
@@ -139,6 +124,9 @@ class _Pull:
         snapshot = self._look(revision)
         files = _wanted(snapshot, build)
         expected = self._expected(files, snapshot.commit)
+        same = _present(build, self._models_dir, latest=False) if latest else None
+        if same is not None and same.commit == snapshot.commit:
+            return same
         state = Unfinished.of(self._work, snapshot.commit)
         self._total = sum(file.bytes for file in files.values())
         self._title += f" ({self._total / 1e6:.0f} MB)"
@@ -147,6 +135,7 @@ class _Pull:
             files[name].bytes if name in state.done else min(part, files[name].bytes)
             for name, part in parts.items()
         )
+        self._reuse(files, expected, state)
         store.check_room(self._models_dir, self._total - self._here, build.name)
         for name, file in files.items():
             if name not in state.done:
@@ -154,8 +143,35 @@ class _Pull:
                 state.write()
         return self._publish(snapshot, state.done, expected)
 
+    def _reuse(
+        self, files: dict[str, RemoteFile], expected: dict[str, str], state: Unfinished
+    ) -> None:
+        """Take what an older commit, or a damaged model, has of the same content."""
+        try:
+            made = manifest.read(self._folder)
+        except manifest.Damaged:
+            return
+        for name, kept in (made.files if made else {}).items():
+            file, path = files.get(name), self._folder / name
+            if (
+                file is None
+                or name in state.done
+                or kept.sha256 != (expected.get(name) or file.sha256)
+                or size(path) != file.bytes
+                or manifest.hash_file(path) != kept.sha256
+            ):
+                continue
+            target = self._work / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            store.put(path, target, link=True)
+            partial = self._work / f"{name}{_PARTIAL}"
+            self._here += file.bytes - size(partial)
+            partial.unlink(missing_ok=True)
+            state.done[name] = kept
+            state.write()
+
     def _look(self, revision: str) -> Snapshot:
-        tries = _Tries(self._endurance)
+        tries = Tries(self._endurance)
         while True:
             try:
                 return hub.look(self._build.repo, revision, timeout_s=self._endurance.timeout_s)
@@ -218,15 +234,15 @@ class _Pull:
                 out.truncate(0)
             out.seek(0)
             digest.take_all(out)
-            tries = _Tries(self._endurance)
+            tries = Tries(self._endurance)
             while digest.size < file.bytes:
                 before = digest.size
                 joined |= before > 0
                 try:
                     self._stream(snapshot, name, file, out, digest, state)
                 except Interrupted as error:
-                    if digest.size > before:
-                        tries = _Tries(self._endurance)
+                    if digest.size - before >= self._endurance.least_bytes:
+                        tries = Tries(self._endurance)
                     self._pause(tries, error)
                 except Changed as error:
                     self._start_over(out, digest, file)
@@ -269,7 +285,7 @@ class _Pull:
                 self._tell()
                 brought += len(piece)
                 if (now := time.monotonic()) - since >= endurance.window_s:
-                    if brought < endurance.least_bytes_s * (now - since):
+                    if brought < endurance.least_bytes:
                         raise Interrupted(f"{name}: hardly a byte comes any more")
                     since, brought = now, 0
         if digest.size < file.bytes:
@@ -280,9 +296,9 @@ class _Pull:
             self._told = now
             self._progress(self._title, min(1.0, self._here / max(1, self._total)))
 
-    def _pause(self, tries: _Tries, error: Interrupted) -> None:
+    def _pause(self, tries: Tries, error: Interrupted) -> None:
         """Wait as long as is right; raises HubError after too many tries in a row."""
-        pause_s = tries.pause_s(error)
+        pause_s = tries.pause_s(error.wait_s)
         if pause_s is None:
             raise HubError(
                 f"{error} (tried {self._endurance.attempts} times): check the network; the same"
@@ -320,24 +336,6 @@ class _Pull:
         return Pulled(
             self._folder, snapshot.commit, self._total, self._fetched, known, len(files) - known
         )
-
-
-class _Tries:
-    """The tries without a byte in between, and the pauses that get longer."""
-
-    def __init__(self, endurance: Endurance) -> None:
-        self._endurance = endurance
-        self._failed = 0
-
-    def pause_s(self, error: Interrupted) -> float | None:
-        """How long to wait before the next; None if there should be none."""
-        endurance = self._endurance
-        self._failed += 1
-        if self._failed >= endurance.attempts:
-            return None
-        if error.wait_s is not None:
-            return min(error.wait_s, endurance.retry_after_max_s)
-        return min(endurance.pause_s * float(2 ** (self._failed - 1)), endurance.pause_max_s)
 
 
 def _wanted(snapshot: Snapshot, build: Build) -> dict[str, RemoteFile]:

@@ -77,7 +77,9 @@ class Engine(Section):
         "genai", description="genai runs models; scripted answers without one, for tests."
     )
     model: str = Field(
-        "", description="A model's name in models_dir or a folder's path; empty: the only one."
+        "",
+        description="A model's name in models_dir or a folder's path; empty: the only one, or of "
+        "several the one that `phid models fit` prefers.",
     )
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads; 0: what affinity and cgroup quota allow."

@@ -190,7 +190,7 @@ def copy_in(
                 progress(f"importing {name} ({total / 1e6:.0f} MB)", done / max(1, total))
                 target = work / file
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _put(source / file, target, link=link)
+                put(source / file, target, link=link)
                 kept[file.as_posix()] = Kept(size, manifest.hash_file(target))
                 done += size
             progress(f"importing {name} ({total / 1e6:.0f} MB)", 1.0)
@@ -201,7 +201,8 @@ def copy_in(
     return folder, made
 
 
-def _put(source: Path, target: Path, *, link: bool) -> None:
+def put(source: Path, target: Path, *, link: bool) -> None:
+    """Copy a file, and see it on the disk; with `link` hard-link it where that can be."""
     if link:
         try:
             os.link(source.resolve(), target)

@@ -132,6 +132,8 @@ def test_a_branch_stays_where_the_first_pull_found_it(hub: Hub, source: Path, mo
     assert (again.known, again.recorded) == (5, 0)
     latest = fetch(models, latest=True)
     assert latest.commit == newest
+    assert latest.fetched < len(DATA)  # what is the same in both is not fetched again
+    assert not fetch(models, latest=True).new
     assert (latest.folder / "extra.txt").exists()
     assert leftovers(models) == ["some-model"]
     store.remove(models, "some-model", Stages(), forget=False)
@@ -317,6 +319,31 @@ def test_a_server_that_is_not_there_is_said(models: Path, monkeypatch: pytest.Mo
 def test_a_model_put_there_by_hand_is_not_overwritten(hub: Hub, source: Path, models: Path) -> None:
     model_folder(models / "some-model")
     with pytest.raises(StoreError, match="was not pulled: `phid models rm some-model` first"):
+        fetch(models)
+
+
+def test_of_a_damaged_model_only_what_is_damaged_is_fetched(
+    hub: Hub, source: Path, models: Path
+) -> None:
+    folder = fetch(models).folder
+    (folder / "tokenizer_config.json").unlink()
+    again = fetch(models)
+    assert same(again.folder, source)
+    assert 0 < again.fetched < len(DATA)
+    (folder / LARGE).write_bytes(DATA[:-1])
+    assert fetch(models).fetched >= len(DATA)
+
+
+def test_an_imported_model_is_not_replaced(hub: Hub, source: Path, models: Path) -> None:
+    store.copy_in(source, models, "some-model", Stages())
+    pinned = BUILD.model_copy(update={"revision": next(iter(hub.repos[REPO]))})
+    with pytest.raises(StoreError, match="was not pulled"):
+        fetch(models, pinned)
+
+
+def test_a_server_that_only_drips_ends_it(hub: Hub, source: Path, models: Path) -> None:
+    hub.faults = {"/cdn/": [Fault(loris=True) for _ in range(4)]}
+    with pytest.raises(HubError, match="hardly a byte comes any more"):
         fetch(models)
 
 
