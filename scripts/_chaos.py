@@ -32,6 +32,7 @@ from paho.mqtt.properties import Properties
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from cable import Cable
 from phid import demo, settings
 from phid.progress import Progress
 from rig import Daemon, Mosquitto, child_pids
@@ -40,9 +41,11 @@ BASE = "phid/v1"
 DEVICE = "dut"
 # Not accepted: asked again. Everything else that is told is final.
 NOT_TAKEN = frozenset({"busy", "loading", "paused", "draining"})
-ASK_AGAIN_S = 3.0
+ASK_AGAIN_S, LARGE_AGAIN_S = 3.0, 10.0
 CLIENTS = 5
 OPEN_EACH = 4
+LARGE_SHARE = 0.01
+KEEPALIVE_S = 5
 PROMPTS = ("Why is the sky blue?", "Name three fruits.", "What is a bicycle?", "Count to ten.")
 PIXEL = base64.b64encode(
     bytes.fromhex(
@@ -66,6 +69,7 @@ class Asked:
     deltas: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     late_deltas: int = 0
     taken: bool = False
+    again_s: float = ASK_AGAIN_S
 
     @property
     def ended(self) -> bool:
@@ -78,6 +82,7 @@ class Asker:
     def __init__(self, number: int, port: int, chance: random.Random, *, scripted: bool) -> None:
         self.name = f"asker{number}-{uuid.uuid4().hex[:6]}"
         self.records: dict[str, Asked] = {}
+        self.large_wanted = False
         self._chance = chance
         self._scripted = scripted
         self._lock = threading.Lock()
@@ -93,7 +98,8 @@ class Asker:
             if one.cancel_at is not None and now >= one.cancel_at:
                 one.cancel_at = None
                 self._publish("cancel", {"id": one.payload["id"]})
-        if more and len(open_ones) < OPEN_EACH and self._chance.random() < 0.3:
+        wanted = len(open_ones) < OPEN_EACH and self._chance.random() < 0.3
+        if more and (wanted or self.large_wanted):
             one = self._new(now)
             with self._lock:
                 self.records[one.payload["id"]] = one
@@ -123,18 +129,28 @@ class Asker:
             payload["stream"] = "delta"
         if kind == "frame":
             payload["images"] = [{"b64": PIXEL}]
+        if self.large_wanted or draw.random() < LARGE_SHARE:
+            # By its header a picture of one pixel: the weight of a real one behind it.
+            self.large_wanted = False
+            kind = "frame"
+            weight = bytes(draw.randint(1 << 20, 6 << 20))
+            payload["images"] = [
+                {"b64": base64.b64encode(base64.b64decode(PIXEL) + weight).decode()}
+            ]
         if kind == "bad":
             payload |= draw.choice(({"priority": 99}, {"prompt": ""}, {"max_tokens": 0}))
         if draw.random() < 0.1:
             payload["deadline_ms"] = draw.choice((200, 1000, 5000))
         one = Asked(kind, payload, expected)
+        if len(payload.get("images", ())) and len(payload["images"][0]["b64"]) > len(PIXEL):
+            one.again_s = LARGE_AGAIN_S
         if draw.random() < 0.1:
             one.cancel_at = now + draw.uniform(0, 2)
         return one
 
     def _ask(self, one: Asked, now: float) -> None:
         one.asked += 1
-        one.ask_at = now + ASK_AGAIN_S
+        one.ask_at = now + one.again_s
         self._publish("frame" if one.kind == "frame" else "text", one.payload)
 
     def _publish(self, kind: str, payload: dict[str, Any]) -> None:
@@ -208,74 +224,25 @@ def client(name: str, port: int, topic: str, heard: Any, keep_s: int = 3600) -> 
     return one
 
 
-class Wire:
-    """A TCP proxy between the daemon and its broker that can be cut, or go silent."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._open = True
-        self._flows = threading.Event()
-        self._flows.set()
-        self._pairs: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self, seconds: float) -> None:
-        """Every connection is reset, and none is made for a while."""
-        self._open = False
-        for one in self._pairs:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        self._pairs.clear()
-        time.sleep(seconds)
-        self._open = True
-
-    def stall(self, seconds: float) -> None:
-        """Nothing passes for a while, and nobody is told."""
-        self._flows.clear()
-        time.sleep(seconds)
-        self._flows.set()
-
-    def _accept(self) -> None:
-        while True:
-            ours, _ = self._listener.accept()
-            if not self._open:
-                ours.close()
-                continue
-            try:
-                theirs = socket.create_connection(("127.0.0.1", self._target), 2)
-            except OSError:
-                ours.close()
-                continue
-            theirs.settimeout(None)
-            self._pairs += [ours, theirs]
-            for source, sink in ((ours, theirs), (theirs, ours)):
-                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                self._flows.wait()
-                sink.sendall(data)
-        for one in (source, sink):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-
 class Faults:
     """What goes wrong, one thing after another; `down` are the times no ping can be held to."""
 
     def __init__(
-        self, chance: random.Random, daemon: Daemon, broker: Mosquitto, wire: Wire
+        self,
+        chance: random.Random,
+        daemon: Daemon,
+        broker: Mosquitto,
+        cable: Cable,
+        askers: list[Asker],
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.down: list[tuple[float, float]] = []
         self._chance = chance
         self._daemon = daemon
         self._broker = broker
-        self._wire = wire
+        self._cable = cable
+        self._askers = askers
+        self._deck: list[str] = []
         self._kinds = {
             "engine_kills": (4, self._kill_engine),
             "engine_hangs": (1, self._stop_engine),
@@ -283,8 +250,11 @@ class Faults:
             "service_restarts": (1, self._restart_service),
             "broker_restarts": (1, lambda: self._restart_broker(signal.SIGTERM)),
             "broker_kills": (1, lambda: self._restart_broker(signal.SIGKILL)),
-            "net_cuts": (2, lambda: self._wire.cut(self._chance.uniform(0, 2))),
-            "net_stalls": (1, lambda: self._wire.stall(self._chance.uniform(0.2, 2))),
+            "net_cuts": (2, lambda: self._cable.cut(self._chance.uniform(0, 2))),
+            "net_stalls": (1, lambda: self._cable.stall(self._chance.uniform(0.2, 2))),
+            "upload_cuts": (2, self._cut_upload),
+            "half_opens": (1, self._leave_half_open),
+            "mute_brokers": (1, lambda: self._cable.mute(self._chance.uniform(0.5, 3))),
             "disk_full": (1, self._fill_disk),
         }
 
@@ -295,11 +265,13 @@ class Faults:
 
     def one(self) -> None:
         """Do one at random."""
-        names = list(self._kinds)
-        weights = [self._kinds[name][0] for name in names]
-        (name,) = self._chance.choices(names, weights)
+        if not self._deck:  # each comes up, the ones with more weight more often
+            self._deck = [name for name, (weight, _) in self._kinds.items() for _ in range(weight)]
+            self._chance.shuffle(self._deck)
+        name = self._deck.pop()
         began = time.monotonic()
-        self._kinds[name][1]()
+        if self._kinds[name][1]() is False:
+            return
         self.counts[name] += 1
         if not name.startswith(("engine", "disk")):
             # Until it is connected again: reconnecting backs off to a second, and a half.
@@ -331,6 +303,16 @@ class Faults:
         self._broker.stop(number)
         time.sleep(self._chance.uniform(0, 1))
         self._broker.start()
+
+    def _cut_upload(self) -> bool:
+        """The link breaks in the middle of a picture of megabytes; False if none came in time."""
+        self._chance.choice(self._askers).large_wanted = True
+        return self._cable.cut_within(self._chance.randint(1 << 16, 1 << 20), 5)
+
+    def _leave_half_open(self) -> None:
+        """The link is dead and looks alive: noticed within 1.5 times the keep-alive."""
+        self._cable.abandon()
+        time.sleep(1.5 * KEEPALIVE_S + 0.5)
 
     def _fill_disk(self) -> None:
         """The service's files may not grow: what a full disk comes to, without filling one."""
@@ -400,18 +382,18 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     scripted = options.model == "scripted"
     broker = Mosquitto(folder, "autosave_interval 1\n")
     broker.start()
-    wire = Wire(broker.port)
+    cable = Cable(broker.port)
     own: dict[str, object] = {} if scripted else {"engine__runtime": "genai"}
     if not scripted:
         own |= {"engine__model": options.model, "models_dir": settings.default_models_dir()}
     daemon = Daemon(
-        wire.port,
+        cable.port,
         folder,
         **own,
         engine__hang_s=1,
         engine__restart_max_s=0.5,
         mqtt__reconnect_max_s=1,
-        mqtt__keepalive_s=5,
+        mqtt__keepalive_s=KEEPALIVE_S,
         limits__drain_s=2,
         limits__per_client=64,
     )
@@ -427,7 +409,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         pinger = Pinger(broker.port)
         for one in (*askers, pinger):
             stack.callback(one.stop)
-        faults = Faults(random.Random(chance.random()), daemon, broker, wire)
+        faults = Faults(random.Random(chance.random()), daemon, broker, cable, askers)
         ended = threading.Event()
 
         breaker = threading.Thread(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wire import BASE, Requester
+from wire import BASE, PATIENCE, Requester
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +26,7 @@ def free_port() -> int:
 
 
 def wait_for_port(port: int, timeout: float = 10) -> None:
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -39,6 +40,7 @@ def wait_for_port(port: int, timeout: float = 10) -> None:
 
 def until(fact: Callable[[], Any], timeout: float = 30, what: str = "it") -> Any:
     """What `fact` says once that is true: for what tells nobody when it changes."""
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     while not (value := fact()):
         if time.monotonic() > deadline:
@@ -191,7 +193,7 @@ class Daemon:
         assert self.process is not None
         process, self.process = self.process, None
         process.send_signal(number)
-        return process.wait(timeout)
+        return process.wait(timeout * PATIENCE)
 
     def signal(self, number: int) -> None:
         assert self.process is not None

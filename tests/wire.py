@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import socket
+import ssl
 import threading
 import time
 import uuid
@@ -17,6 +19,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 BASE = "phid/v1"
+# On a slow machine: every wait for what is to come is so many times as long, and so is what a
+# test allows where an emulated core would not keep it.
+PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Requester:
         by_json: bool = False,
         username: str | None = None,
         password: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.device = device
         self.mqtt_5 = mqtt_5
@@ -72,6 +78,8 @@ class Requester:
         )
         if username is not None:
             self._client.username_pw_set(username, password)
+        if tls is not None:
+            self._client.tls_set_context(tls)
         self._client.reconnect_delay_set(1, 1)
         # Two small packets in a row would wait for each other: what is timed is the daemon.
         self._client.on_socket_open = lambda _client, _userdata, sock: sock.setsockopt(
@@ -81,6 +89,8 @@ class Requester:
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self._ready.put("subscribed")
         self._client.on_message = self._on_message
+        self._said: dict[int, str] = {}
+        self._client.on_publish = self._on_publish
         if mqtt_5:
             properties = Properties(PacketTypes.CONNECT)
             properties.SessionExpiryInterval = session_expiry_s
@@ -89,7 +99,7 @@ class Requester:
         else:
             self._client.connect(host, port, 30)
         self._client.loop_start()
-        self._ready.get(timeout=10)
+        self._ready.get(timeout=10 * PATIENCE)
 
     def __enter__(self) -> Self:
         return self
@@ -110,7 +120,7 @@ class Requester:
         """Subscribe to more, and wait until that holds."""
         self._filters += filters
         self._client.subscribe([(f, 1) for f in filters])
-        self._ready.get(timeout=10)
+        self._ready.get(timeout=10 * PATIENCE)
 
     def publish(
         self,
@@ -141,6 +151,13 @@ class Requester:
             properties.MessageExpiryInterval = expiry_s
         data = json.dumps(payload) if isinstance(payload, dict) else payload
         self._client.publish(topic, data, qos, retain, properties).wait_for_publish(20)
+
+    def said_to(self, topic: str, payload: bytes | str = b"{}", *, retain: bool = False) -> str:
+        """What the broker says to this publication, by MQTT 5's name for it."""
+        mid = self._client.publish(topic, payload, 1, retain).mid
+        with self._news:
+            assert self._news.wait_for(lambda: mid in self._said, 10), f"no word on {topic}"
+            return self._said[mid]
 
     def request(self, payload: bytes | str | dict[str, Any], **options: Any) -> None:
         """Send a text request, the answer wanted in our own inbox."""
@@ -188,6 +205,7 @@ class Requester:
     def status(self, state: str, timeout: float = 20) -> dict[str, Any]:
         """The device's status once it is in this state; needs listen() on it."""
         topic = f"{BASE}/{self.device}/out/status"
+        timeout *= PATIENCE
         deadline = time.monotonic() + timeout
         with self._news:
             while True:
@@ -202,6 +220,7 @@ class Requester:
 
     def wait(self, wanted: Any, timeout: float = 30, what: str = "a message") -> Heard:
         """The first message, old or new, that is wanted."""
+        timeout *= PATIENCE
         deadline = time.monotonic() + timeout
         position = 0
         with self._news:
@@ -217,6 +236,13 @@ class Requester:
 
     def _on_connect(self, client: paho.Client, *_: Any) -> None:
         client.subscribe([(f, 1) for f in self._filters])
+
+    def _on_publish(
+        self, _client: Any, _userdata: Any, mid: int, reason: Any, _properties: Any
+    ) -> None:
+        with self._news:
+            self._said[mid] = str(reason)
+            self._news.notify_all()
 
     def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
         properties = message.properties

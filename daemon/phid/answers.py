@@ -23,7 +23,7 @@ _log = log.get("answers")
 class Answers:
     """Ends tickets. An outcome is published when it is on the disk. Owner thread only.
 
-    `tell` gets an event for each job that ended; `model` is whose jobs they are.
+    `tell` gets an event for each job that ended.
     """
 
     def __init__(
@@ -34,7 +34,6 @@ class Answers:
         outbox: Outbox,
         health: Health,
         tell: Callable[[JobEvent], None],
-        model: str | None,
     ) -> None:
         self.ledger = ledger
         self.records = records
@@ -43,7 +42,6 @@ class Answers:
         self._outbox = outbox
         self._health = health
         self._tell = tell
-        self._model = model
 
     def refuse(self, reply: ReplyAddress, request_id: str, failure: Failure) -> None:
         """Tell a sender that its request was not taken; nothing else is touched."""
@@ -88,7 +86,7 @@ class Answers:
                 id=ticket.id,
                 client=ticket.client,
                 outcome=word,
-                model=self._model,
+                model=ticket.model,
                 output_tokens=tokens,
                 total_ms=total_ms,
                 tags=ticket.request.tags or None,

@@ -51,6 +51,7 @@ class Question:
     timeout_s: float
     wait: bool = False
     as_json: bool = False
+    client: str | None = None
 
 
 def ask(mqtt: Mqtt, question: Question, out: TextIO, err: TextIO) -> int:
@@ -60,10 +61,10 @@ def ask(mqtt: Mqtt, question: Question, out: TextIO, err: TextIO) -> int:
     """
     topics = Topics(mqtt.base, question.device)
     late = time.monotonic() + question.timeout_s
-    name = f"cli-{uuid.uuid4().hex[:8]}"
+    name = question.client or f"cli-{uuid.uuid4().hex[:8]}"
     rx = topics.rx(name)
     request_id = question.fields.get("id") or uuid.uuid4().hex[:12]
-    fields = question.fields | {"id": request_id, "stream": "delta"}
+    fields = question.fields | {"id": request_id, "stream": "delta", "client": name}
     request = requests.Request.model_validate(fields)
     try:
         with Client(mqtt, (rx,), name=name) as client:
@@ -197,11 +198,12 @@ def _report(outcome: Outcome, question: Question, out: TextIO, err: TextIO) -> i
 def _summary(result: Result) -> str:
     usage, timing = result.usage, result.timing
     seen = f" ({usage.image_tokens} of images)" if usage.image_tokens else ""
+    looped = " (it repeated itself)" if result.looped else ""
     return (
         f"{result.device}: {result.model} on {result.provider}; "
         f"{usage.prompt_tokens} tokens in{seen}, {usage.output_tokens} out; "
         f"first after {timing.ttft_ms} ms, all in {timing.total_ms} ms, "
-        f"{timing.tokens_per_s:.1f} tokens/s; finish: {result.finish}"
+        f"{timing.tokens_per_s:.1f} tokens/s; finish: {result.finish}{looped}"
     )
 
 
@@ -213,6 +215,7 @@ def request_fields(
     temperature: float | None,
     images: Sequence[tuple[str, bytes]] = (),
     detail: str | None = None,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """The fields of a request, without those left to the device; of each image, label and file."""
     fields: dict[str, Any] = {
@@ -220,6 +223,7 @@ def request_fields(
         "system": system,
         "max_tokens": max_tokens,
         "temperature": temperature,
+        "model": model,
         "detail": int(detail) if detail is not None and detail.isdecimal() else detail,
     }
     if images:

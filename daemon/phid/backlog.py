@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
+from collections.abc import Iterator
 from itertools import count
 
 from phid.errors import Code, Refused
@@ -57,13 +58,9 @@ class Backlog:
         self._bytes += ticket.size_bytes
         return sum(other < rank for other, _ in self._ranked)
 
-    def pop(self) -> Ticket | None:
-        """The next to run, taken out."""
-        if not self._ranked:
-            return None
-        ticket = self._ranked[0][1]
-        self.remove(ticket)
-        return ticket
+    def __iter__(self) -> Iterator[Ticket]:
+        """Those that wait, the next to run first."""
+        return iter([ticket for _, ticket in self._ranked])
 
     def remove(self, ticket: Ticket) -> bool:
         """True if the ticket was waiting; it does not any more."""

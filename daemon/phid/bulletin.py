@@ -7,12 +7,12 @@ import time
 from phid import log, notify, reports
 from phid.backlog import Backlog
 from phid.broker import Will
+from phid.crew import Crew, ModelState
 from phid.health import Health
-from phid.messages import JobEvent, StateEvent
+from phid.messages import JobEvent, ModelEvent, ReloadEvent, StateEvent
 from phid.outbox import Outbox, Publication
 from phid.reports import State
 from phid.settings import Settings
-from phid.worker import Worker
 
 _log = log.get("bulletin")
 
@@ -30,7 +30,7 @@ class Bulletin:
         settings: Settings,
         outbox: Outbox,
         health: Health,
-        worker: Worker | None,
+        crew: Crew,
     ) -> None:
         self.settings = settings
         self.session = "none"
@@ -39,15 +39,15 @@ class Bulletin:
         self.unkept: str | None = None
         self.heat: str | None = None
         self.state = State("loading")
-        self._since = time.time()
+        self._since = time.monotonic()
         self._outbox = outbox
         self._health = health
-        self._worker = worker
+        self._crew = crew
 
     def look(self, *, paused: bool, draining: bool, backlog: Backlog) -> bool:
         """True if the state has changed; it has been told then."""
         state = reports.state_of(
-            worker=self._worker,
+            crew=self._crew,
             paused=paused,
             draining=draining,
             refused_filters=self.refused_filters,
@@ -75,9 +75,10 @@ class Bulletin:
         message = reports.status(
             self.state,
             session=self.session,
-            since=self._since,
+            # By the clock as it is set now.
+            since=time.time() - (time.monotonic() - self._since),
             queue=len(backlog),
-            worker=self._worker,
+            crew=self._crew,
         )
         expiry_s = max(1, round(3 * self.settings.health.heartbeat_s))
         self._outbox.put(
@@ -91,32 +92,38 @@ class Bulletin:
 
     def publish_info(self) -> None:
         """Publish what the device is, retained."""
-        message = reports.info(self.settings, self._worker)
+        message = reports.info(self.settings, self._crew)
         self._outbox.put(Publication(self.settings.topics.info, message, retain=True))
 
     def publish_health(self, backlog: Backlog, *, paused: bool) -> None:
         """Publish the numbers, if the network takes them."""
         numbers = reports.health(
             self._health,
-            worker=self._worker,
+            crew=self._crew,
             backlog=backlog,
             paused=paused,
             outbox=self._outbox,
         )
         self._outbox.send_now(self.settings.topics.health, reports.numbers_payload(numbers))
 
-    def publish_event(self, event: JobEvent | StateEvent) -> None:
+    def publish_event(self, event: JobEvent | StateEvent | ModelEvent | ReloadEvent) -> None:
         """Publish a line of what has happened."""
         self._outbox.put(Publication(self.settings.topics.event, event))
+
+    def model_changed(self, model: str, state: ModelState, reason: str | None) -> None:
+        """Tell that a model is loaded, or is not any more."""
+        event = ModelEvent(ts=int(time.time()), model=model, state=state, reason=reason)
+        self.publish_event(event)
+        self.publish_info()
 
     def will(self, session: str) -> Will:
         """What the broker says for us when this connection is lost."""
         return Will(self.settings.topics.status, reports.will_payload(session))
 
     def _change(self, state: State, backlog: Backlog) -> None:
-        was, self.state, self._since = self.state, state, time.time()
+        was, self.state, self._since = self.state, state, time.monotonic()
         _log.info("state_changed", state=state.name, was=was.name, reason=state.reason)
         notify.notify(f"STATUS={state.name}" + (f": {state.reason}" if state.reason else ""))
         self.publish_status(backlog)
-        event = StateEvent(ts=int(self._since), state=state.name, was=was.name, reason=state.reason)
+        event = StateEvent(ts=int(time.time()), state=state.name, was=was.name, reason=state.reason)
         self.publish_event(event)

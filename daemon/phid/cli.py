@@ -1,4 +1,4 @@
-"""The command line: phid run, ask, fleet, doctor, config, models, broker."""
+"""The command line: phid run, ask, fleet, doctor, config, models, acl, broker."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from phid import __version__, ask, doctor, fleet, log, origins, proposal, shelf, store
+from phid import __version__, acl, ask, doctor, fleet, lineup, log, origins, shelf
 from phid import settings as settings_module
 from phid.client import Unreachable
-from phid.jobs import Load
 from phid.settings import Settings, SettingsError
 
 EXIT_USAGE = 2
@@ -62,7 +61,9 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     from phid import operations, service  # noqa: PLC0415 - the clients start faster without it
 
     log.configure(settings.log.level, settings.log.format)
-    daemon = service.Service(settings, lambda: _settings(options), _model(settings))
+    daemon = service.Service(
+        settings, lambda: _settings(options, settings_module.load_again), lineup.read(settings)
+    )
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(
@@ -73,30 +74,6 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     if status == operations.RESTART_STATUS:
         os.execv(sys.executable, [sys.executable, "-m", "phid", *sys.argv[1:]])  # noqa: S606
     return status
-
-
-def _model(settings: Settings) -> Load | None:
-    engine = settings.engine
-    if engine.runtime == "scripted":
-        name, _, path = engine.model.partition("?")  # what the script says of its loading
-        name = name or "scripted"
-    else:
-        found = store.resolve(engine.model, settings.models_dir)
-        if found is None and (best := proposal.preferred(settings)):
-            found = best.name, best.path
-        if found is None:
-            return None
-        name, path = found[0], str(found[1])
-    return Load(
-        runtime=engine.runtime,
-        model=name,
-        path=path,
-        threads=engine.threads,
-        prefill_slice=engine.prefill_slice,
-        max_context=engine.max_context,
-        processor=settings.vision.processor,
-        memory_bytes=engine.memory_mb << 20,
-    )
 
 
 def _ask(settings: Settings, options: argparse.Namespace) -> int:
@@ -113,6 +90,7 @@ def _ask(settings: Settings, options: argparse.Namespace) -> int:
         temperature=options.temperature,
         images=images,
         detail=options.detail,
+        model=options.model,
     )
     question = ask.Question(
         settings.device,
@@ -120,6 +98,7 @@ def _ask(settings: Settings, options: argparse.Namespace) -> int:
         timeout_s=options.timeout,
         wait=options.wait,
         as_json=options.json,
+        client=options.client,
     )
     try:
         return ask.ask(settings.mqtt, question, sys.stdout, sys.stderr)
@@ -161,7 +140,7 @@ def _fleet(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    asked = doctor.Asked(lambda: _settings(options), _model, options.config, options.wait)
+    asked = doctor.Asked(lambda: _settings(options), options.config, options.wait)
     return doctor.run(asked, sys.stdout, as_json=options.json)
 
 
@@ -175,6 +154,25 @@ def _config_check(settings: Settings, options: argparse.Namespace) -> int:
     del settings  # to be here is to have passed
     file = settings_module.source(options.config)
     print(f"{file} is sound" if file.exists() else f"there is no {file}: the defaults hold")
+    return 0
+
+
+def _acl(settings: Settings, options: argparse.Namespace) -> int:
+    fleet = acl.Fleet(
+        settings.mqtt.base,
+        devices=tuple(options.device or [settings.device]),
+        clients=tuple(options.client),
+        operators=tuple(options.operator),
+        watchers=tuple(options.watcher),
+        cameras=tuple(options.camera),
+        reads=(*settings.vision.camera_topics, *(watch.topic for watch in settings.watches)),
+        writes=settings.mqtt.reply_allow,
+    )
+    try:
+        print(acl.WRITERS[options.broker](acl.members(fleet)), end="")
+    except ValueError as error:
+        print(f"phid acl: {error}", file=sys.stderr)
+        return EXIT_USAGE
     return 0
 
 
@@ -200,6 +198,7 @@ def _add_ask(
     )
     asks.add_argument("prompt", help="what to ask; - reads it from stdin")
     asks.add_argument("--system", help="the system turn")
+    asks.add_argument("--model", metavar="NAME", help="one of out/info's models")
     asks.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of the answer")
     asks.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy")
     asks.add_argument(
@@ -229,12 +228,53 @@ def _add_ask(
         "--every", type=float, default=1.0, metavar="S", help="between a camera's (default 1)"
     )
     asks.add_argument("--detail", metavar="D", help="low, auto (default), high, or crops 1 to 16")
+    asks.add_argument("--client", metavar="NAME", help="our level in the topics (default: random)")
     asks.add_argument("--timeout", type=float, default=120.0, metavar="S", help="default 120")
     asks.add_argument(
         "--wait", action="store_true", help="ask again until a device takes it, or time is up"
     )
     asks.add_argument("--json", action="store_true", help="print the outcome's JSON, nothing else")
     asks.set_defaults(command=_ask)
+
+
+def _add_acl(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    parents: list[argparse.ArgumentParser],
+) -> None:
+    acls = commands.add_parser(
+        "acl",
+        parents=parents,
+        help="write the broker's access list, by role",
+        description="Writes who may publish and hear what, for mosquitto's acl_file or EMQX 5's "
+        "acl.conf, to stdout. A name is the broker's user (with client certificates: the CN) and "
+        "the level in the topics at once. Cameras' topics, of the watches too, and "
+        "mqtt.reply_allow are taken from the settings.",
+    )
+    acls.add_argument("broker", choices=list(acl.WRITERS))
+    for role, says in (
+        ("device", "runs phid (default: the settings' device)"),
+        ("client", "sends requests under its own name, and hears their answers"),
+        ("operator", "sends commands (in/ctl), and sees what a watcher sees"),
+        ("watcher", "hears status, info, health, events and watches; says nothing"),
+    ):
+        acls.add_argument(f"--{role}", action="append", default=[], metavar="NAME", help=says)
+    acls.add_argument(
+        "--camera",
+        type=_camera,
+        action="append",
+        default=[],
+        metavar="NAME=FILTER",
+        help="publishes frames on these topics; every device hears them",
+    )
+    acls.set_defaults(command=_acl)
+
+
+def _camera(text: str) -> tuple[str, str]:
+    """A user and a topic filter."""
+    name, _, topic = text.partition("=")
+    if not topic:
+        raise argparse.ArgumentTypeError("must be NAME=FILTER, such as frigate=frigate/#")
+    return name, topic
 
 
 def _count(text: str) -> int:
@@ -251,12 +291,14 @@ def _on_command_line(options: argparse.Namespace) -> list[str]:
     return [name for option, name in names.items() if getattr(options, option, None)]
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(
+    options: argparse.Namespace, load: Callable[[Path | None], Settings] = settings_module.load
+) -> Settings:
     """The settings, with what the command line says put over them."""
-    settings = settings_module.load(options.config)
+    settings = load(options.config)
     mqtt = {name: value for name in ("host", "port") if (value := getattr(options, name, None))}
     update: dict[str, object] = {"mqtt": settings.mqtt.model_copy(update=mqtt)}
-    if getattr(options, "device", None):
+    if isinstance(getattr(options, "device", None), str):
         update["device"] = options.device
     settings = settings.model_copy(update=update)
     try:
@@ -349,6 +391,8 @@ exit status:
     check.set_defaults(command=_config_check)
 
     shelf.add_parser(commands, [shared])
+
+    _add_acl(commands, [shared])
 
     broker = commands.add_parser(
         "broker",

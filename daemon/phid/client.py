@@ -38,7 +38,9 @@ class Client:
     def __init__(self, mqtt: Mqtt, filters: tuple[str, ...], *, name: str | None = None) -> None:
         self.name = name or f"cli-{uuid.uuid4().hex[:8]}"
         self._inbox: queue.SimpleQueue[BrokerEvent | Inbound] = queue.SimpleQueue()
-        endpoint = Endpoint(mqtt, client_id=f"phid-{self.name}", filters=filters)
+        # Not of the name: two at once may share it, and must not throw each other out.
+        client_id = f"phid-cli-{uuid.uuid4().hex[:8]}"
+        endpoint = Endpoint(mqtt, client_id=client_id, filters=filters)
         self._where = endpoint.where
         self._session = Session(endpoint, self._inbox.put, self._inbox.put)
         self._link: Link | None = None

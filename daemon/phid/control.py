@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from phid.errors import Code, Failure, Refused
 from phid.intake import CommandArrived
 from phid.messages import CtlReply
-from phid.requests import WatchCommand
+from phid.requests import ModelCommand, WatchCommand
 
 Data = dict[str, Any]
 
@@ -41,6 +41,9 @@ class Operated(Protocol):
     def watch(self, command: WatchCommand) -> Data:
         """Make, change or delete a standing prompt: the watch as it runs. Raises Refused."""
 
+    def model(self, command: ModelCommand) -> Data:
+        """Load, unload or switch to a model: which are loaded now. Raises Refused."""
+
     def restart(self, what: str) -> Data:
         """Start the engine, or after a drain the whole service, anew."""
 
@@ -51,7 +54,8 @@ def _log(service: Operated, command: Any) -> Data:
     return service.set_log_level(command.level, command.for_s)
 
 
-# The command is a Command, and that of `watch` a WatchCommand: intake has seen to it.
+# The command is a Command, that of `watch` a WatchCommand, that of `model` a ModelCommand: intake
+# has seen to it.
 VERBS: dict[str, Callable[[Operated, Any], Data]] = {
     "ping": lambda service, _: service.ping(),
     "pause": lambda service, _: service.pause(),
@@ -62,17 +66,20 @@ VERBS: dict[str, Callable[[Operated, Any], Data]] = {
     "reload": lambda service, _: service.reload(),
     "restart": lambda service, command: service.restart(command.what),
     "watch": lambda service, command: service.watch(command),
+    "model": lambda service, command: service.model(command),
 }
 
 
-def execute(service: Operated, arrived: CommandArrived) -> CtlReply:
-    """Run a command: its answer, of success or of failure."""
+def execute(service: Operated, arrived: CommandArrived, allow: Container[str]) -> CtlReply:
+    """Run a command if its verb is among those allowed: its answer, of success or of failure."""
     verb = VERBS.get(arrived.verb)
     try:
         if verb is None:
             close = difflib.get_close_matches(arrived.verb, VERBS, n=1)
             hint = f": did you mean {close[0]}?" if close else f": there are {', '.join(VERBS)}"
             raise Refused(Code.NOT_FOUND, f"no such command{hint}")
+        if arrived.verb not in allow:
+            raise Refused(Code.UNAUTHORIZED, f"{arrived.verb} is switched off: see control.allow")
         data = verb(service, arrived.command)
     except Refused as refused:
         return refusal(arrived.id, arrived.verb, refused.failure)

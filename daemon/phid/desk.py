@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from phid import attachments, recovery
+from phid.allowance import Allowance
 from phid.answers import Answers
 from phid.attachments import TopicRef
 from phid.backlog import Backlog
+from phid.crew import Crew
 from phid.entries import (
     Accepted,
     AskedAgain,
@@ -38,6 +40,7 @@ from phid.outbox import Outbox
 from phid.records import Records
 from phid.runner import Runner
 from phid.settings import Settings
+from phid.turns import model_of, next_turn
 from phid.worker import Worker
 
 _DEFAULT_RETRY_MS = 1000
@@ -54,7 +57,7 @@ class Desk:
     def __init__(
         self,
         settings: Settings,
-        worker: Worker | None,
+        crew: Crew,
         outbox: Outbox,
         health: Health,
         tell: Callable[[JobEvent], None],
@@ -72,17 +75,15 @@ class Desk:
         self.ledger = Ledger(
             keep_s=limits.dedupe_s, keep_entries=limits.dedupe_entries, on_forget=records.forget
         )
+        self._allowance = Allowance(limits.rate_per_client, limits.burst_per_client)
         outbox.on_told = records.told
-        model = worker.load.model if worker else None
-        self._answers = Answers(settings.topics, self.ledger, records, outbox, health, tell, model)
+        self._answers = Answers(settings.topics, self.ledger, records, outbox, health, tell)
         self._records = records
         self.closed: Failure | None = None
         self.held = False
         self.cooling = False
-        self._worker = worker
-        self._runner = (
-            Runner(settings, worker, outbox, health, self._answers, records) if worker else None
-        )
+        self._crew = crew
+        self._runner = Runner(settings, outbox, health, self._answers, records)
         self._outbox = outbox
         self._health = health
         self._look = look
@@ -94,8 +95,9 @@ class Desk:
         self.backlog.limit, self.backlog.per_client = limits.backlog, limits.per_client
         self.backlog.limit_bytes = limits.backlog_bytes
         self.ledger.keep_s, self.ledger.keep_entries = limits.dedupe_s, limits.dedupe_entries
-        if self._runner is not None:
-            self._runner.delta_interval_s = settings.stream.delta_interval_ms / 1000
+        self._allowance.rate_per_minute = limits.rate_per_client
+        self._allowance.burst = limits.burst_per_client
+        self._runner.delta_interval_s = settings.stream.delta_interval_ms / 1000
         parts, vision = self.gathering.parts, settings.vision
         parts.limit_bytes, parts.keep_s = vision.parts_bytes, vision.parts_s
 
@@ -111,15 +113,14 @@ class Desk:
 
     @property
     def spares_the_engine(self) -> bool:
-        """True while nobody waits for the engine, and work that nobody waits for may have it."""
-        return not (len(self.backlog) or self.held or self.cooling or self.closed)
+        """True while nobody waits for an answer, and work that nobody waits for may be done."""
+        wanted = len(self.backlog) or self._running is not None
+        return not (wanted or self.held or self.cooling or self.closed)
 
     @property
     def due_at(self) -> float | None:
         """When `tick` has something to do."""
-        times = [self.backlog.next_deadline, self.gathering.due_at]
-        if self._runner is not None:
-            times.append(self._runner.due_at)
+        times = [self.backlog.next_deadline, self.gathering.due_at, self._runner.due_at]
         return min((t for t in times if t is not None), default=None)
 
     def take(self, arrived: RequestArrived, now: float, decided: threading.Event) -> bool:
@@ -132,7 +133,7 @@ class Desk:
             if known is not None:
                 return self._answers.again(known, arrived, decided)
             arrived = self._with_cameras(arrived, now)
-            self._check(arrived)
+            self._check(arrived, now)
         except Refused as refused:
             self.refuse(arrived.reply, arrived.id, refused.failure)
             return False
@@ -190,8 +191,7 @@ class Desk:
                     case AskedAgain(decided=decided) | PartKept(decided=decided):
                         pass
                     case Marked(number):
-                        if self._runner is not None:
-                            self._runner.mark_failed(number)
+                        self._runner.mark_failed(number)
                         return
                     case Ended():
                         # Better told than kept back: it is written later.
@@ -213,29 +213,35 @@ class Desk:
             self._cut(ticket, Finish.CANCELLED, Failure(Code.CANCELLED, "cancelled"), now)
 
     def dispatch(self, now: float) -> None:
-        """Hand the next request to the engine if it is free."""
-        if self.held or self.cooling or self._worker is None or not self._worker.free:
+        """Hand the next request to its engine, if none runs and that is free."""
+        if self.held or self.cooling or self._running is not None:
             return
         self._expire(now)
-        if (ticket := self.backlog.pop()) is not None:
-            assert self._runner is not None
-            self._runner.start(ticket, now)
+        while (turn := next_turn(self.backlog, self._crew, now)) is not None:
+            ticket, worker = turn
+            self.backlog.remove(ticket)
+            if isinstance(worker, Worker):
+                self._runner.start(ticket, worker, now)
+                return
+            self._end_with_error(ticket, worker, now)
 
     def engine_said(self, event: Event, now: float) -> None:
         """Bring the running job along, and give the engine the next when it is free."""
-        if self._runner is not None:
-            self._runner.engine_said(event, now)
+        self._runner.engine_said(event, now)
         self.dispatch(now)
 
-    def engine_lost(self, why: str, now: float) -> None:
-        """The engine is gone: its job runs again if nothing of it was published, else it ends."""
-        if self._runner is not None and (ticket := self._runner.engine_lost(why, now)):
+    def engine_lost(self, worker: Worker, now: float) -> None:
+        """Its engine is gone: its job runs again if nothing of it was published, else it ends."""
+        if self._runner.worker is not worker:
+            return
+        if (ticket := self._runner.engine_lost(f"the engine {worker.why}", now)) is not None:
             self.backlog.push(ticket, first=True)
+        self.dispatch(now)  # another model's engine may be free
 
-    def end_waiting(self, failure: Failure, now: float) -> None:
-        """Answer all that wait with the same failure: no engine will come for them."""
+    def end_waiting(self, model: str, failure: Failure, now: float) -> None:
+        """Answer all that wait for this model with the same failure: no engine will come."""
         for ticket in self.ledger.open_tickets:
-            if ticket is not self._running:
+            if ticket is not self._running and model_of(ticket, self._crew) == model:
                 self.backlog.remove(ticket)
                 self._end_with_error(ticket, failure, now)
 
@@ -246,8 +252,7 @@ class Desk:
         """
         for ticket in self.ledger.open_tickets:
             if ticket.number is not None and ticket.mark == "no":
-                if self._runner is not None:
-                    self._runner.take_back(ticket)
+                self._runner.take_back(ticket)
             elif ticket is self._running:
                 failure = Failure(Code.CANCELLED, "the service stops")
                 self._cut(ticket, Finish.CANCELLED, failure, now)
@@ -258,8 +263,7 @@ class Desk:
 
     def connection_lost(self) -> None:
         """Deltas may have been lost."""
-        if self._runner is not None:
-            self._runner.connection_lost()
+        self._runner.connection_lost()
 
     def tick(self, now: float) -> None:
         """Do what has come due: deadlines and deltas."""
@@ -271,12 +275,12 @@ class Desk:
         self._health.counts["parts_dropped"] = self.gathering.parts.dropped
         if (running := self._running) is not None and running.deadline <= now:
             self._cut(running, Finish.DEADLINE, _EXPIRED, now)
-        elif self._runner is not None:
+        else:
             self._runner.tick(now)
 
     @property
     def _running(self) -> Ticket | None:
-        return self._runner.ticket if self._runner is not None else None
+        return self._runner.ticket
 
     @property
     def _retry_after_ms(self) -> int:
@@ -325,8 +329,7 @@ class Desk:
         """It cannot be kept, so it was not accepted. An answer that is there already is one."""
         if ticket is None or ticket.state == "ended":
             return
-        if self._runner is not None:
-            self._runner.take_back(ticket)
+        self._runner.take_back(ticket)
         self.backlog.remove(ticket)
         self.gathering.drop(ticket)
         self.ledger.drop(ticket)
@@ -338,11 +341,12 @@ class Desk:
 
     def _enqueue(self, ticket: Ticket, now: float) -> None:
         position = self.backlog.push(ticket) + (self._running is not None)
-        if ticket.streams:
+        # First of all the engine, which reads the prompt while we go on.
+        self.dispatch(now)
+        if ticket.streams and ticket.state != "ended":
             eta_ms = self._health.wait_ms(position) if position else None
             message = AcceptedMessage(id=ticket.id, queue_pos=position, eta_ms=eta_ms)
             self._outbox.answer(ticket.address, message)
-        self.dispatch(now)
 
     def _known(self, arrived: RequestArrived) -> Ticket | None:
         if arrived.id_given:
@@ -365,18 +369,11 @@ class Desk:
             of_cameras=frozenset(places),
         )
 
-    def _check(self, arrived: RequestArrived) -> None:
+    def _check(self, arrived: RequestArrived, now: float) -> None:
         if self.closed is not None:
             failure = self.closed
             raise Refused(failure.code, failure.message, retry_after_ms=failure.retry_after_ms)
-        wanted = arrived.request.model
-        if wanted is not None and (self._worker is None or wanted != self._worker.load.model):
-            raise Refused(Code.NOT_FOUND, "no such model here: see out/info", field="model")
-        facts = self._worker.facts if self._worker is not None else None
-        if arrived.images and facts is not None and facts.kind != "vision":
-            says = f"{facts.model} does not look at pictures: it needs a vision model"
-            if facts.runtime != "scripted":
-                raise Refused(Code.UNSUPPORTED, says, field="images")
+        self._crew.check(arrived.request.model, pictures=bool(arrived.images))
         if arrived.deadline_s <= 0:
             raise Refused(Code.EXPIRED, "its deadline passed before it arrived")
         if len(self.gathering) >= self.backlog.limit:
@@ -384,6 +381,10 @@ class Desk:
             raise Refused(Code.BUSY, says, retry_after_ms=self._retry_after_ms)
         self.backlog.check_room(arrived.client, arrived.size_bytes, self._retry_after_ms)
         self._records.check_room(arrived)
+        # Last: who is refused for another reason has not used up its share.
+        if (wait_ms := self._allowance.take(arrived.client, now)) is not None:
+            says = f"{self._allowance.rate_per_minute:g} requests a minute of one client"
+            raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)
 
     def _expire(self, now: float) -> None:
         for ticket in self.backlog.expired(now):
@@ -391,7 +392,7 @@ class Desk:
             self._end_with_error(ticket, _EXPIRED, now)
 
     def _cut(self, ticket: Ticket, finish: Finish, failure: Failure, now: float) -> None:
-        if self._runner is None or not self._runner.cut(ticket, finish, now):
+        if not self._runner.cut(ticket, finish, now):
             self.backlog.remove(ticket)
             self._end_with_error(ticket, failure, now)
 

@@ -20,6 +20,7 @@ from phid import (
     catalog,
     credentials,
     health,
+    lineup,
     memory,
     probes,
     soundness,
@@ -44,10 +45,9 @@ _SECRETS = frozenset({"password_file", "key_file"})
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the doctor is to look at, and how: `model` finds the one that the settings name."""
+    """What the doctor is to look at, and how long it may wait for the engine."""
 
     settings: Callable[[], Settings]
-    model: Callable[[Settings], Load | None]
     config: Path | None
     wait_s: float = _ENGINE_WAIT_S
 
@@ -84,7 +84,7 @@ def examine(asked: Asked) -> list[Verdict]:
         verdicts = [
             _config(asked.config),
             *_tried("credentials", lambda: [_credentials(settings)]),
-            *_tried("model", lambda: [_model(settings, asked.model(settings))]),
+            *_tried("model", lambda: [_model(settings, _default(settings))]),
             *_tried("threads", lambda: [_threads(settings)]),
             *_tried("clock", lambda: [clock(time.time())]),
             *_tried("disk", lambda: [_disk(settings)]),
@@ -92,11 +92,17 @@ def examine(asked: Asked) -> list[Verdict]:
         ]
         reached = reaching.result()
     verdicts[2:2] = [reached.broker, reached.daemon]
-    load = asked.model(settings)
+    load = _default(settings)
     memory = _tried("memory", lambda: [_memory(settings, load, reached)])
     whole = not any(v.verdict == "bad" for v in [*memory, *verdicts] if v.name in _FOR_ENGINE)
     engine = _tried("engine", lambda: [_engine(load, reached, whole=whole, wait_s=asked.wait_s)])
     return [*verdicts, *memory, *engine]
+
+
+def _default(settings: Settings) -> Load | None:
+    """The model that the daemon would load first."""
+    model = lineup.model_of(settings, settings.engine.model)
+    return model.load if model is not None else None
 
 
 _FOR_ENGINE = frozenset({"model", "memory"})

@@ -56,12 +56,14 @@ class Engine:
         self._cancelled = False
         self._stopping = False
         self._gate: ChangeGate | None = None
+        self._loop_tokens = 0
 
     def run(self) -> int:
         """Serve until Stop: the exit status. Raises EOFError or OSError when the line ends."""
         load = self._connection.recv()
         if isinstance(load, Stop):
             return 0
+        self._loop_tokens = load.loop_tokens
         runtime = self._load(load)
         if runtime is None:
             return 1
@@ -98,6 +100,7 @@ class Engine:
             received_s=received_s,
             cancelled=self._is_cancelled,
             clock=self._clock,
+            loop_tokens=self._loop_tokens,
         )
         with closing(events):
             for event in coalesce(events, job.gather_s, self._clock):

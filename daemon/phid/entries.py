@@ -82,11 +82,18 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class Stepped:
+    """The clock was set by so many seconds: every time written so far is moved with it."""
+
+    by_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tried:
     """Nothing, but written: whether the disk takes it."""
 
 
-Entry = Accepted | AskedAgain | PartKept | Marked | Ended | Told | Forgotten | Tried
+Entry = Accepted | AskedAgain | PartKept | Marked | Ended | Told | Forgotten | Stepped | Tried
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from phid.errors import Code, Refused
-from phid.images import CROP_SIDE, ImageFacts, inspect, plan
+from phid.images import CROP_SIDE, ImageFacts, Plan, inspect, plan
 from phid.images import image_tokens as image_tokens  # noqa: PLC0414 - the formula belongs here too
 
 if TYPE_CHECKING:
@@ -50,6 +50,15 @@ _SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # Cameras are known to leave a few bytes before a marker. More of them: the decoder lost its place.
 _HARMLESS_BYTES = 16
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker")
+
+_SHRUNK = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+# In pixels of the crops: how far the last of the means of pixels may reach over the edge.
+_MOST_BEYOND = 0.1
 
 # What undoes each EXIF orientation: what the camera turned or mirrored, in the order it is undone.
 _UPRIGHT: dict[int, tuple[Callable[[Any], Any], ...]] = {
@@ -93,27 +102,40 @@ class Batch:
     tokens: NDArray[np.int64]
 
 
-def decode(data: bytes, facts: ImageFacts | None = None) -> Picture:
+def look(data: bytes, crops: int) -> Pixels:
+    """Decode a file and cut its picture, as `decode` and `transform` do one after the other.
+
+    A JPEG that is far larger than its crops is not decoded whole, but at a half, a quarter or an
+    eighth of each side: in half the time or less, and with a tenth of the memory.
+    """
+    facts = inspect(data)
+    cut = plan(*facts.upright, crops)
+    return _cut(decode(data, facts, _shrink(facts, cut)), cut)
+
+
+def decode(data: bytes, facts: ImageFacts | None = None, shrink: int = 1) -> Picture:
     """Decode a JPEG, PNG, WebP or BMP file into an upright picture.
 
     Grey becomes three equal channels, 16 bits are rounded to 8, CMYK is converted as if printed
-    without a profile, and what is transparent shows white, as the ground of the crops is.
+    without a profile, and what is transparent shows white, as the ground of the crops is. With
+    `shrink` (2, 4 or 8) a JPEG's sides are so many times shorter, rounded up.
     Raises Refused (unsupported) for a body that is broken or ends early.
     """
     facts = facts or inspect(data)
+    assert shrink == 1 or facts.type == "jpeg"
     if facts.type == "jpeg":
         _check_scans(data, facts)
     elif facts.type == "png":
         _check_chunks(data, facts)
     with _listening() as said:
         try:
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), _flags(facts))
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), _flags(facts, shrink))
         except (cv2.error, MemoryError):
             picture = None
         words = said()
     if picture is None:
         raise _broken(facts)
-    if picture.shape[:2] != (facts.height, facts.width):
+    if picture.shape[:2] != (-(-facts.height // shrink), -(-facts.width // shrink)):
         raise Refused(
             Code.UNSUPPORTED, "the image is not of the size its header says", field="images"
         )
@@ -140,7 +162,10 @@ def transform(picture: Picture, crops: int) -> Pixels:
     Pillow (nearly: see `_resize`), white ground, CLIP's normalisation, global view by bicubic
     interpolation without antialiasing.
     """
-    cut = plan(picture.shape[1], picture.shape[0], crops)
+    return _cut(picture, plan(picture.shape[1], picture.shape[0], crops))
+
+
+def _cut(picture: Picture, cut: Plan) -> Pixels:
     height, width = cut.size
     scaled = _resize(picture, cut.width, cut.height)
     below = height - cut.height - cut.top
@@ -187,11 +212,30 @@ def stack(pictures: Sequence[Pixels], dtype: Any, views: int = 0) -> Batch:
     )
 
 
-def _flags(facts: ImageFacts) -> int:
+def _shrink(facts: ImageFacts, cut: Plan) -> int:
+    """How many times shorter a JPEG's sides can be decoded without a difference that matters.
+
+    The decoder has the means of 2, 4 or 8 pixels each way at hand, and they are as good a start for
+    `_resize` as its own halvings while twice the size wanted is left.
+    """
+    if facts.type != "jpeg":
+        return 1
+    across, down = facts.upright
+    sides = ((across, cut.width), (down, cut.height))
+    for shrink in (8, 4, 2):
+        if all(
+            side >= shrink * 2 * wanted and -side % shrink * wanted <= _MOST_BEYOND * side
+            for side, wanted in sides
+        ):
+            return shrink
+    return 1
+
+
+def _flags(facts: ImageFacts, shrink: int) -> int:
     if facts.type in {"png", "webp"}:
         return int(cv2.IMREAD_UNCHANGED)  # with alpha, and with 16 bits
     # The orientation is applied here: which formats OpenCV does it for depends on its version.
-    return int(cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return int(_SHRUNK[shrink] | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _rgb(picture: Picture, facts: ImageFacts) -> Picture:

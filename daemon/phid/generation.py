@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
 
+from phid import loops
 from phid.errors import Code, Refused
 from phid.jobs import (
     EngineFacts,
@@ -77,6 +78,7 @@ def generate(
     received_s: float,
     cancelled: Callable[[], bool],
     clock: Callable[[], float] = time.monotonic,
+    loop_tokens: int = 0,
 ) -> Generator[JobEvent]:
     """Run the job: its events, the last of them Finished or Failed.
 
@@ -84,7 +86,8 @@ def generate(
     event. The joined text of the Tokens events is the text of Finished, always: what was held back
     for a stop string that did not come is sent with the last token, or by itself (`count` 0) where
     no more token was generated. Bytes at the end that make no whole character are dropped; inside
-    the text they become U+FFFD.
+    the text they become U+FFFD. An answer whose last `loop_tokens` (0: any number) only repeat
+    themselves ends there.
     """
     if cancelled():
         yield Failed(job.id, Code.CANCELLED, "cancelled before it started")
@@ -93,7 +96,7 @@ def generate(
     if clock() >= deadline_s:
         yield Failed(job.id, Code.EXPIRED, "its deadline passed before it started")
         return
-    run = _Run(job, received_s, deadline_s, cancelled, clock)
+    run = _Run(job, received_s, deadline_s, cancelled, clock, loop_tokens)
     try:
         with closing(runtime.open(job)) as stream:
             yield from run.events(stream)
@@ -151,12 +154,15 @@ class _Run:
         deadline_s: float,
         cancelled: Callable[[], bool],
         clock: Callable[[], float],
+        loop_tokens: int,
     ) -> None:
         self._job = job
         self._received_s = received_s
         self._deadline_s = deadline_s
         self._cancelled = cancelled
         self._clock = clock
+        self._loop_tokens = loop_tokens
+        self._pieces: list[bytes] = []
         self._shown: list[str] = []
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = StopFilter(job.sampling.stop)
@@ -175,6 +181,7 @@ class _Run:
         prefilled_s = first_s = self._clock()
         limit = min(self._job.sampling.max_tokens, stream.room)
         count = 0
+        looped = False
         while finish is None and count < limit and (finish := self._interrupted()) is None:
             piece = stream.step()
             if not count:
@@ -189,6 +196,8 @@ class _Run:
             elif count == limit:
                 text += self._stops.flush()
                 finish = Finish.LENGTH
+            elif self._loops(piece):
+                looped, finish = True, Finish.LENGTH
             yield self._show(text, 1)
         if held := self._stops.flush():
             yield self._show(held, 0)
@@ -205,6 +214,7 @@ class _Run:
             prefill_ms=(prefilled_s - began_s) * 1e3,
             ttft_ms=(first_s - self._received_s) * 1e3 if count else 0.0,
             decode_ms=(self._clock() - prefilled_s) * 1e3,
+            looped=looped,
         )
 
     def _prefill(self, stream: Stream) -> Generator[JobEvent, None, Finish | None]:
@@ -215,6 +225,14 @@ class _Run:
             if (finish := self._interrupted()) is not None:
                 return finish
         return None
+
+    def _loops(self, piece: bytes) -> bool:
+        if not self._loop_tokens:
+            return False
+        self._pieces.append(piece)
+        return not len(self._pieces) % loops.LOOK_EVERY and (
+            loops.period(self._pieces, self._loop_tokens) > 0
+        )
 
     def _show(self, text: str, count: int) -> Tokens:
         self._shown.append(text)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from phid import memory
 from phid.thermal import Heat
 
 _RASPBERRY_THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
@@ -21,10 +22,12 @@ KEYS: dict[str, str] = {
     "up": "1: the service runs",
     "connected": "1: the broker has us",
     "model_loaded": "1: the engine takes jobs",
+    "models_loaded": "models whose engines take jobs",
     "paused": "1: paused by an operator",
     "queue_depth": "requests that wait",
     "queue_oldest_ms": "age of the one that waits longest",
     "jobs_ok_total": "results with finish stop or length",
+    "jobs_looped_total": "those of them that were cut for repeating themselves",
     "jobs_error_total": "other errors after acceptance",
     "jobs_busy_total": "refused for lack of room",
     "jobs_refused_total": "refused for any other reason",
@@ -49,9 +52,12 @@ KEYS: dict[str, str] = {
     "temp_c": "hottest CPU or SoC sensor",
     "throttled": "1: the firmware slows the CPU down (Raspberry Pi)",
     "service_rss_mb": "resident memory of the service, MiB",
-    "engine_rss_mb": "resident memory of the engine, MiB",
+    "engine_rss_mb": "resident memory of all engines, MiB",
+    "model_memory_mb": "the most the engines have taken, MiB: weights, cache, pictures",
     "reconnects_total": "connections to the broker after the first",
-    "engine_restarts_total": "engines started after the first",
+    "engine_restarts_total": "engines that were lost, and another started",
+    "engine_recycles_total": "those of them that replaced one which leaked",
+    "model_loads_total": "models loaded",
     "deltas_dropped_total": "deltas not sent: their text came with the result",
     "parts_dropped_total": "pictures sent apart that no request asked for in time",
     "messages_dropped_total": "reports not sent; never an outcome",
@@ -106,7 +112,7 @@ class Health:
             return None
         return round(sum(self._job_s) / len(self._job_s) * jobs_in_front * 1000)
 
-    def sample(self, engine_pid: int | None) -> dict[str, float]:
+    def sample(self, engine_pids: tuple[int, ...]) -> dict[str, float]:
         """What the machine and both programs are doing now, with all counters and percentiles."""
         for bring_up_to_date in self.refresh:
             bring_up_to_date()
@@ -125,11 +131,8 @@ class Health:
         numbers["cpu_pct"] = psutil.cpu_percent()
         numbers["ram_used_mb"] = round(psutil.virtual_memory().used / _MIB)
         numbers["service_rss_mb"] = round(self._process.memory_info().rss / _MIB, 1)
-        with contextlib.suppress(OSError, psutil.Error):
-            if engine_pid is not None:
-                numbers["engine_rss_mb"] = round(
-                    psutil.Process(engine_pid).memory_info().rss / _MIB, 1
-                )
+        if engine_pids:
+            numbers |= _memory_of(engine_pids)
         with contextlib.suppress(OSError):
             numbers["disk_free_mb"] = disk_free_mb(self._models_dir)
         felt = heat()
@@ -159,6 +162,16 @@ def heat() -> Heat:
         # Bits 0-3 are what holds now, 16-19 what has happened since boot.
         throttled = bool(int(_RASPBERRY_THROTTLED.read_text(), 16) & 0xF)
     return Heat(_temperature_c(), throttled)
+
+
+def _memory_of(engine_pids: tuple[int, ...]) -> dict[str, float]:
+    """What the engines have of memory, and the most they have had."""
+    taken = {
+        "engine_rss_mb": [memory.resident_bytes(pid) for pid in engine_pids],
+        "model_memory_mb": [memory.most_bytes(pid) for pid in engine_pids],
+    }
+    sums = {key: sum(n for n in sizes if n is not None) for key, sizes in taken.items()}
+    return {key: round(size / _MIB, 1) for key, size in sums.items() if size}
 
 
 def _temperature_c() -> float | None:

@@ -11,7 +11,7 @@ from phid.broker import Inbound
 from phid.errors import Code, Failure, Refused
 from phid.jobs import Sampling, Turn
 from phid.ledger import ReplyAddress
-from phid.requests import Command, Request, WatchCommand
+from phid.requests import Command, ModelCommand, Request, WatchCommand
 from phid.topics import Address, Topics
 
 
@@ -66,7 +66,7 @@ class CommandArrived:
 
     verb: str
     id: str
-    command: Command | WatchCommand
+    command: Command | WatchCommand | ModelCommand
     broadcast: bool
     reply: ReplyAddress
 
@@ -189,8 +189,14 @@ class Intake:
         )
 
     def _command(self, inbound: Inbound, address: Address) -> CommandArrived:
-        decode = requests.decode_watch if address.verb == "watch" else requests.decode_command
-        command = decode(inbound.payload)
+        command: Command | WatchCommand | ModelCommand
+        match address.verb:
+            case "watch":
+                command = requests.decode_watch(inbound.payload)
+            case "model":
+                command = requests.decode_model(inbound.payload)
+            case _:
+                command = requests.decode_command(inbound.payload)
         command_id = command.id or _new_id()
         return CommandArrived(
             verb=address.verb,

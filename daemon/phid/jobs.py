@@ -48,7 +48,8 @@ class Load:
     `threads` 0 means: as many as the CPU affinity and the cgroup quota allow. `max_context`
     caps the model's own context (tokens), 0 leaves it. `processor` says who makes a vision model's
     pixels: phid, within a job's budget of crops, or the runtime's own, always up to 16.
-    `memory_bytes` is the most the process may take in all; 0: what the machine has.
+    `memory_bytes` is the most the process may take in all; 0: what the machine has. An answer whose
+    last `loop_tokens` repeat themselves ends there; 0: it goes on.
     """
 
     runtime: Literal["genai", "scripted"]
@@ -59,6 +60,7 @@ class Load:
     max_context: int = 0
     processor: Literal["phid", "stock"] = "phid"
     memory_bytes: int = 0
+    loop_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ class EngineFacts:
     `context` in tokens; `kv_bytes_per_token` is what the cache takes for one token of
     max_length; `provider` is where the nodes were placed, by the runtime's own word;
     `crops_padded` says that the vision graph takes no fewer than 17 views, so that a small budget
-    saves tokens but no work in that graph.
+    saves tokens but no work in that graph. `estimate_mb` is what its files make it take of memory,
+    MiB, before any job's cache.
     """
 
     model: str
@@ -138,6 +141,7 @@ class EngineFacts:
     kv_bytes_per_token: int
     load_ms: int
     crops_padded: bool = False
+    estimate_mb: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +220,7 @@ class Finished:
     """The job has ended with an answer; `text` is the whole of it, equal to the joined tokens.
 
     `ttft_ms` runs from the hand-over to the first token, `prefill_ms` and `decode_ms` are the
-    time spent in each phase.
+    time spent in each phase. `looped` says that it was cut for repeating itself.
     """
 
     job_id: str
@@ -226,6 +230,7 @@ class Finished:
     prefill_ms: float
     ttft_ms: float
     decode_ms: float
+    looped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,9 +84,9 @@ class Journal:
         self._thread.start()
         return left
 
-    def write(self, entry: Entry) -> None:
-        """Have this written at once; Written or NotWritten follows."""
-        self._batches.put((*self._later, entry))
+    def write(self, *entries: Entry) -> None:
+        """Have these written at once, in one commit; Written or NotWritten follows."""
+        self._batches.put((*self._later, *entries))
         self._later = []
 
     def write_later(self, entry: Entry) -> None:

@@ -33,7 +33,8 @@ class Ticket:
 
     `number` is its place in the journal, if it is kept there: `mark` says whether it is on the
     disk that deltas of it are published, `told` that the broker has its outcome. An outcome is
-    `published` once it is on its way, after `last_delta` if that has waited for the disk.
+    `published` once it is on its way, after `last_delta` if that has waited for the disk. `model`
+    is the one that answers, once that is decided.
     """
 
     client: str
@@ -55,6 +56,7 @@ class Ticket:
     number: int | None = None
     mark: Literal["no", "asked", "written"] = "no"
     published: bool = False
+    model: str | None = None
     last_delta: Delta | None = None
     told: bool = False
 

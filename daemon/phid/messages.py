@@ -71,6 +71,9 @@ class Result(_Told):
     usage: UsageReport
     timing: Timing
     deltas: int = Field(description="How many deltas were published for it.")
+    looped: Literal[True] | None = Field(
+        None, description="It was cut, as `length`, for it only repeated itself."
+    )
     duplicate: Literal[True] | None = Field(None, description="It may have been sent before.")
 
 
@@ -138,6 +141,27 @@ class StateEvent(_Told):
     reason: str | None = None
 
 
+class ModelEvent(_Told):
+    """A model that is loaded now, or is not any more, told on out/event."""
+
+    type: Literal["model"] = "model"
+    ts: int = Field(description="Unix seconds.")
+    model: str
+    state: Literal["loading", "ready", "failed", "unloaded"]
+    reason: str | None = None
+
+
+class ReloadEvent(_Told):
+    """The settings were read again, told on out/event; if not sound, the old ones hold."""
+
+    type: Literal["reload"] = "reload"
+    ts: int = Field(description="Unix seconds.")
+    ok: bool
+    changed: list[str] | None = Field(None, description="The settings that differ now.")
+    restart_needed: list[str] | None = Field(None, description="Those of them that wait for it.")
+    reason: str | None = Field(None, description="What is wrong, a line for each mistake.")
+
+
 class WatchResult(_Told):
     """What a standing prompt has found in a frame, told on out/watch/<name>/result."""
 
@@ -190,9 +214,11 @@ class Info(_Told):
     version: str = Field(description="Of phid.")
     hardware: dict[str, Any] = Field(description="machine, os, python, cpus, ram_mb.")
     model: dict[str, Any] | None = Field(
-        None, description="The loaded one: name, kind, context, provider, threads, runtime..."
+        None,
+        description="The default, or what is loaded in its place: name, kind, context...",
     )
     models: list[str] = Field(description="Names that requests may give as `model`.")
+    loaded: list[str] = Field([], description="Those of them that answer at once.")
     limits: dict[str, int] = Field(description="As in the settings.")
     capabilities: list[str] = Field(description="Kinds of request that are answered.")
 

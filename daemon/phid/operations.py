@@ -5,20 +5,22 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 from phid import log, notify, reports
 from phid import settings as settings_module
 from phid.attachments import PictureLimits
 from phid.bulletin import Bulletin
 from phid.control import Data
+from phid.crew import Crew
 from phid.desk import Desk
 from phid.errors import Code, Refused
 from phid.health import Health
 from phid.intake import Intake
 from phid.lookout import Lookout
-from phid.requests import WatchCommand
+from phid.messages import ReloadEvent
+from phid.requests import ModelCommand, WatchCommand
 from phid.settings import Settings, SettingsError
-from phid.worker import Worker
 
 RESTART_STATUS = -1
 """The exit status when the service is to be started anew by its caller."""
@@ -37,7 +39,7 @@ class Operations:
         self,
         settings: Settings,
         read_settings: Callable[[], Settings],
-        worker: Worker | None,
+        crew: Crew,
         desk: Desk,
         bulletin: Bulletin,
         health: Health,
@@ -51,7 +53,7 @@ class Operations:
         self.exit_status = 0
         self.due: dict[str, float] = {}
         self._read_settings = read_settings
-        self._worker = worker
+        self._crew = crew
         self._desk = desk
         self._bulletin = bulletin
         self._health = health
@@ -60,7 +62,7 @@ class Operations:
     def look(self, now: float) -> None:
         """Bring what is told, and who is let in, in line with the facts."""
         self._desk.closed = reports.closed(
-            worker=self._worker, paused=self.paused, draining=self.draining
+            crew=self._crew, paused=self.paused, draining=self.draining
         )
         backlog = self._desk.backlog
         if self._bulletin.look(paused=self.paused, draining=self.draining, backlog=backlog):
@@ -133,6 +135,7 @@ class Operations:
         try:
             fresh = self._read_settings()
         except SettingsError as error:
+            self._tell_of_reload(ok=False, reason=str(error))
             raise Refused(Code.BAD_REQUEST, str(error)) from None
         changed = settings_module.differences(self.settings, fresh)
         later = [name for name in changed if not reports.is_live(name)]
@@ -141,8 +144,10 @@ class Operations:
         self._configure_log(self.settings.log.level)
         self._desk.configure(self.settings)
         self._lookout.configure(self.settings)
+        self._crew.keep_alive_s = self.settings.engine.keep_alive_s
         self._bulletin.settings = self.settings
         self._bulletin.publish_info()
+        self._tell_of_reload(ok=True, changed=changed, restart_needed=later)
         _log.info("settings_reloaded", changed=changed, restart_needed=later)
         return {"changed": changed, "restart_needed": later}
 
@@ -150,14 +155,30 @@ class Operations:
         """Make, change or delete a standing prompt."""
         return self._lookout.command(command)
 
+    def model(self, command: ModelCommand) -> Data:
+        """Load, unload or switch to a model."""
+        now = time.monotonic()
+        match command.action:
+            case "load":
+                self._crew.load(command.name, now, pin=command.pin)
+            case "unload":
+                self._crew.unload(command.name, now)
+            case "switch":
+                self._crew.switch(command.name, now)
+        self.look(now)
+        return {"action": command.action, "name": command.name, "models": self._crew.states}
+
     def restart(self, what: str) -> Data:
         """Kill the engine, or drain and start over."""
         if what == "service":
             self.exit_status = RESTART_STATUS
             self.stop(time.monotonic())
-        elif self._worker is not None:
-            self._worker.restart()
+        else:
+            self._crew.restart()
         return {"restarting": what}
+
+    def _tell_of_reload(self, **fields: Any) -> None:
+        self._bulletin.publish_event(ReloadEvent(ts=int(time.time()), **fields))
 
     def _changed(self) -> Data:
         self.look(time.monotonic())

@@ -16,6 +16,7 @@ from phid.messages import CtlReply
 from phid.requests import Command
 from phid.sections import Mqtt
 from phid.settings import Settings
+from phid.topics import ANON
 from phid.worker import describe_exit
 
 _CONNECT_S = 2.0
@@ -67,7 +68,9 @@ def ping(settings: Settings, version: str) -> Reached:
             return _ping(settings, mqtt.model_copy(update={"protocol": _OLD_PROTOCOL}), version)
         except Unreachable as error:
             away = error
-    if away.refused:
+    if "certificate" in str(away):
+        mend = "mqtt.ca_file: who signed it; mqtt.host: the name in it; this machine's clock: date"
+    elif away.refused:
         mend = "mqtt.username, mqtt.password_file, mqtt.ca_file: as this broker knows them"
     else:
         mend = "mqtt.host, mqtt.port: where a broker runs (for a try: phid broker)"
@@ -79,16 +82,17 @@ def ping(settings: Settings, version: str) -> Reached:
 
 def _ping(settings: Settings, mqtt: Mqtt, version: str) -> Reached:
     topics = settings.topics
-    name = f"doctor-{uuid.uuid4().hex[:8]}"
+    command = Command(id=uuid.uuid4().hex[:12])
+    # The default reply topic: it is a device's own, which its user may read whatever the ACL.
+    answers = topics.res(ANON, command.id or "")
     outs = {topics.status: "status", topics.info: "info"}
     said: dict[str, dict[str, Any]] = {"status": {}, "info": {}}
     began = time.monotonic()
-    with Client(mqtt, (topics.rx(name), *outs), name=name) as client:
+    with Client(mqtt, (answers, *outs), name=f"doctor-{uuid.uuid4().hex[:8]}") as client:
         client.connect(_CONNECT_S, once=True)
         connected_ms = (time.monotonic() - began) * 1000
-        command = Command(id=uuid.uuid4().hex[:12], reply_to=topics.rx(name))
         asked = time.monotonic()
-        client.publish(topics.ctl("ping"), messages.encode(command), response_topic=topics.rx(name))
+        client.publish(topics.ctl("ping"), messages.encode(command))
         answer, late = None, asked + _ANSWER_S
         while answer is None and (inbound := client.receive(late)) is not None:
             if inbound.topic in outs:
@@ -189,7 +193,7 @@ def _silent(settings: Settings, status: dict[str, Any]) -> Verdict:
     )
     mend = (
         f"the broker's ACL: this user writes {settings.topics.ctl('ping')}, "
-        f"the daemon reads it, and writes {settings.topics.rx('+')}"
+        f"the daemon reads it, and both have {settings.topics.res(ANON, '+')}"
     )
     return Verdict("daemon", "bad", says, mend)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 
-from phid import messages
+from phid import log, messages
 from phid.entries import (
     Accepted,
     AskedAgain,
@@ -15,6 +13,7 @@ from phid.entries import (
     Forgotten,
     Marked,
     PartKept,
+    Stepped,
     Told,
     Tried,
 )
@@ -25,30 +24,34 @@ from phid.jobs import Image
 from phid.journal import Journal
 from phid.ledger import ReplyAddress, Ticket
 from phid.messages import Outcome
+from phid.wallclock import WallClock
 
 # How long after a write that failed the disk is tried again.
 _TRY_AGAIN_S = 1.0
 # How long what can wait is kept back: else an outcome of yesterday is told again after a power cut.
 _FLUSH_S = 5.0
+_log = log.get("records")
 
 
 class Records:
     """Numbers what is to be written and hands it to the journal. Owner thread only; never waits.
 
+    What one turn of the owner's loop has brought goes into one commit, when the turn is over.
     Without a journal, and for what came at QoS 0, nothing is written and nothing waits.
     """
 
     def __init__(
-        self, journal: Journal | None, health: Health, wall: Callable[[], float] = time.time
+        self, journal: Journal | None, health: Health, clock: WallClock | None = None
     ) -> None:
         self._health = health
         health.refresh.append(self._count)
         self._journal = journal
-        self._wall = wall
+        self._clock = clock or WallClock()
         self._next = 1
         self._tickets: dict[int, Ticket] = {}
         self._try_at = 0.0
         self._flush_at = 0.0
+        self._entries: list[Entry] = []
 
     @property
     def failing(self) -> str | None:
@@ -60,13 +63,20 @@ class Records:
         journal = self._journal
         if journal is None:
             return
+        self._time_of_day()
         if journal.failing is not None and now >= self._try_at:
             self._try_at = now + _TRY_AGAIN_S
-            journal.write(Tried())
+            self._entries.append(Tried())
         elif not journal.waiting:
             self._flush_at = now + _FLUSH_S
         elif now >= self._flush_at:
             journal.flush()
+
+    def commit(self) -> None:
+        """Have written what this turn has brought."""
+        if self._journal is not None and self._entries:
+            self._journal.write(*self._entries)
+            self._entries = []
 
     def check_room(self, arrived: RequestArrived) -> None:
         """Raises Refused (busy) for a request that could not be written."""
@@ -85,7 +95,7 @@ class Records:
         """True if it is being written, and `decided` set when it is."""
         if self._journal is None or not arrived.inbound.qos:
             return False
-        now, wall = ticket.arrived, self._wall()
+        now, wall = ticket.arrived, self._time_of_day()
         self._number(ticket, self._next)
         # A part's bytes have an entry of their own, and the payload brings the rest.
         pictures = tuple(
@@ -107,14 +117,14 @@ class Records:
             decided=decided,
         )
         self._next += 1
-        self._journal.write(entry)
+        self._entries.append(entry)
         return True
 
     def ask_again(self, ticket: Ticket, address: ReplyAddress, decided: threading.Event) -> bool:
         """The same for another who wants its outcome."""
         if self._journal is None or ticket.number is None:
             return False
-        self._journal.write(AskedAgain(ticket.number, address, decided))
+        self._entries.append(AskedAgain(ticket.number, address, decided))
         return True
 
     def keep_part(self, arrived: PartArrived, decided: threading.Event) -> bool:
@@ -122,8 +132,8 @@ class Records:
         if self._journal is None or not arrived.qos or not isinstance(arrived.part, bytes):
             return False
         part = arrived.part
-        ts = self._wall()
-        self._journal.write(PartKept(arrived.client, arrived.id, arrived.n, part, ts, decided))
+        ts = self._time_of_day()
+        self._entries.append(PartKept(arrived.client, arrived.id, arrived.n, part, ts, decided))
         return True
 
     def mark(self, ticket: Ticket) -> None:
@@ -132,14 +142,14 @@ class Records:
             ticket.mark = "written"
         elif ticket.mark == "no":
             ticket.mark = "asked"
-            self._journal.write(Marked(ticket.number))
+            self._entries.append(Marked(ticket.number))
 
     def end(self, ticket: Ticket, outcome: Outcome) -> bool:
         """True if its outcome is being written, and to be published when it is."""
         if self._journal is None or ticket.number is None:
             return False
         payload = messages.encode(outcome).decode()
-        self._journal.write(Ended(ticket.number, payload, self._wall()))
+        self._entries.append(Ended(ticket.number, payload, self._time_of_day()))
         return True
 
     def told(self, number: int) -> None:
@@ -173,8 +183,16 @@ class Records:
 
     def not_written(self, entry: Entry) -> None:
         """Keep what must be tried again."""
-        if self._journal is not None and isinstance(entry, Ended | Told | Forgotten):
+        if self._journal is not None and isinstance(entry, Ended | Told | Forgotten | Stepped):
             self._journal.write_later(entry)
+
+    def _time_of_day(self) -> float:
+        """Unix seconds; if the clock was set meanwhile, what is written is moved with it first."""
+        now, step_s = self._clock.look()
+        if step_s and self._journal is not None:
+            _log.warning("clock_stepped", by_s=round(step_s, 1))
+            self._entries.append(Stepped(step_s))
+        return now
 
     def _count(self) -> None:
         journal, gauges = self._journal, self._health.gauges

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from phid import messages
+from phid import messages, wallclock
 from phid.attachments import Picture, TopicRef
 from phid.entries import Row
 from phid.errors import Code, Failure
@@ -45,18 +45,18 @@ def read(
     """What has become of each request, in the order of acceptance.
 
     `now` is monotonic, `wall` Unix time, in seconds. A clock that was set back, or is not set yet,
-    makes a request no older than new.
+    or was not when it was accepted, makes a request no older than new.
     """
     for row in rows:
         accepted = row.accepted
-        age_s = max(wall - accepted.accepted_ts, 0.0)
+        age_s = wallclock.age_s(accepted.accepted_ts, wall)
         span_s = accepted.deadline_ts - accepted.accepted_ts
         if row.outcome is not None:
             ticket = _ticket(row, now - age_s, span_s)
             outcome = messages.decode_answer(row.outcome.encode())
             assert isinstance(outcome, Result | ErrorMessage)
             ticket.outcome, ticket.state, ticket.told = outcome, "ended", row.told
-            since_s = max(wall - row.ended_ts, 0.0)
+            since_s = wallclock.age_s(row.ended_ts, wall)
             ticket.forget_at = now - since_s + max(keep_s, span_s)
             yield Over(accepted.number, ticket)
             continue

@@ -11,8 +11,10 @@ from typing import Literal
 
 from phid import __version__, memory, messages
 from phid.backlog import Backlog
+from phid.crew import Crew
 from phid.errors import Code, Failure
 from phid.health import Health
+from phid.jobs import EngineFacts
 from phid.messages import Info, Status
 from phid.outbox import Outbox
 from phid.settings import Settings
@@ -29,6 +31,7 @@ StateName = Literal["loading", "online", "degraded", "paused", "draining", "offl
 # Settings that a reload takes over while running; the rest needs a restart.
 _LIVE = (
     "limits.",
+    "control.",
     "vision.max",
     "vision.camera",
     "vision.image",
@@ -37,6 +40,7 @@ _LIVE = (
     "log.",
     "stream.",
     "mqtt.reply_allow",
+    "engine.keep_alive_s",
     "watches",
 )
 
@@ -56,7 +60,7 @@ def is_live(name: str) -> bool:
 
 def state_of(
     *,
-    worker: Worker | None,
+    crew: Crew,
     paused: bool,
     draining: bool,
     refused_filters: tuple[str, ...],
@@ -69,12 +73,14 @@ def state_of(
         return State("draining")
     if paused:
         return State("paused")
+    worker = crew.lead
     if worker is None:
         return State("degraded", NO_MODEL)
-    if worker.failure is not None:
-        return State("degraded", f"{worker.failure.code}: {worker.failure.message}")
-    if worker.state != "ready":
-        return State("loading")
+    if crew.failure is not None:
+        return State("degraded", f"{crew.failure.code}: {crew.failure.message}")
+    # One that was unloaded comes back when it is wanted.
+    if worker.state not in ("ready", "stopped"):
+        return State("loading", worker.recycling and f"the engine was {worker.recycling}")
     if refused_filters:
         return State("degraded", f"the broker refuses us {', '.join(refused_filters)}")
     if silenced:
@@ -88,29 +94,23 @@ def state_of(
     return State("online")
 
 
-def closed(*, worker: Worker | None, paused: bool, draining: bool) -> Failure | None:
+def closed(*, crew: Crew, paused: bool, draining: bool) -> Failure | None:
     """Why new requests are refused; None while they are taken."""
     if draining:
         return Failure(Code.DRAINING, "the device finishes what it has")
     if paused:
         return Failure(Code.PAUSED, "the device is paused", retry_after_ms=_RETRY_MS)
-    if worker is None:
-        return Failure(Code.LOADING, NO_MODEL)
-    if worker.hopeless and worker.failure is not None:
-        says = f"{worker.failure.code}: {worker.failure.message}"
-        return Failure(Code.LOADING, says, retry_after_ms=_RETRY_MS)
-    return None
+    return Failure(Code.LOADING, NO_MODEL) if crew.lead is None else None
 
 
-def status(
-    state: State, *, session: str, since: float, queue: int, worker: Worker | None
-) -> Status:
+def status(state: State, *, session: str, since: float, queue: int, crew: Crew) -> Status:
     """The message for out/status."""
+    worker = crew.lead
     facts = worker.facts if worker else None
     return Status(
         state=state.name,
         session=session,
-        since=int(since),
+        since=round(since),
         ts=int(time.time()),
         reason=state.reason,
         queue=queue,
@@ -129,9 +129,10 @@ def will_payload(session: str) -> bytes:
     return messages.encode(will)
 
 
-def info(settings: Settings, worker: Worker | None) -> Info:
+def info(settings: Settings, crew: Crew) -> Info:
     """The message for out/info."""
-    facts = worker.facts if worker else None
+    facts = crew.lead.facts if crew.lead else None
+    kinds = {one.kind for one in crew.facts}
     limits = settings.limits
     return Info(
         device=settings.device,
@@ -143,8 +144,9 @@ def info(settings: Settings, worker: Worker | None) -> Info:
             "cpus": os.cpu_count() or 1,
             "ram_mb": memory.total_bytes() >> 20,
         },
-        model=asdict(facts) if facts else None,
-        models=[worker.load.model] if worker else [],
+        model=_model(crew.lead, facts) if crew.lead and facts else None,
+        models=crew.names,
+        loaded=[one.model for one in crew.facts],
         limits={
             "backlog": limits.backlog,
             "per_client": limits.per_client,
@@ -154,14 +156,19 @@ def info(settings: Settings, worker: Worker | None) -> Info:
             "max_tokens": limits.max_tokens,
             "deadline_ms": limits.deadline_ms,
         },
-        capabilities=["text", "frame"] if facts and facts.kind == "vision" else ["text"],
+        capabilities=["text", "frame"] if "vision" in kinds else ["text"],
     )
+
+
+def _model(worker: Worker, facts: EngineFacts) -> dict[str, object]:
+    loaded = worker.loaded_bytes
+    return asdict(facts) | ({} if loaded is None else {"loaded_mb": loaded >> 20})
 
 
 def health(
     counts: Health,
     *,
-    worker: Worker | None,
+    crew: Crew,
     backlog: Backlog,
     paused: bool,
     outbox: Outbox,
@@ -169,11 +176,12 @@ def health(
     """The numbers for out/health."""
     counts.counts["messages_dropped"] = outbox.dropped
     counts.counts["messages_refused"] = outbox.refused
-    numbers = counts.sample(worker.pid if worker else None)
+    numbers = counts.sample(crew.pids)
     oldest = backlog.oldest_arrival
     numbers |= {
         "connected": int(outbox.connected),
-        "model_loaded": int(worker is not None and worker.state == "ready"),
+        "model_loaded": int(crew.lead is not None and crew.lead.state == "ready"),
+        "models_loaded": len(crew.facts),
         "paused": int(paused),
         "queue_depth": len(backlog),
         "queue_oldest_ms": round((time.monotonic() - oldest) * 1000) if oldest else 0,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -21,16 +19,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, from_json
 
 from phid import topics
+from phid.decoding import decode, is_all_brackets, refusal
 from phid.errors import Code, Refused
 
-# A megabyte can hold half a million mistakes: to list them would stop every thread for seconds.
-_MAX_MISTAKES = 100
-# The same for what is nothing but brackets: each becomes an object, and the GIL is held for it.
-_MAX_CONTAINERS = 65_536
-# Possessive: what a prompt quotes is skipped, and nothing is ever tried a second time.
-_OUTSIDE = rb'(?:[^"\[{]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+'
-_ALL_BRACKETS = re.compile(rb"(?:%s[\[{]){%d}+" % (_OUTSIDE, _MAX_CONTAINERS + 1), re.DOTALL)
-_MAX_FIELD_CHARS = 128
 _MAX_TAGS = 16
 _MAX_TAG_CHARS = 256
 
@@ -51,6 +42,13 @@ def _topic(text: str) -> str:
     if not topics.is_publishable(text):
         raise PydanticCustomError("topic", "must be a topic, without wildcards")
     return text
+
+
+def _detail(value: Any) -> Any:
+    # A union's own mistakes name its branches instead of the field.
+    if type(value) not in {str, int} or value not in {"low", "auto", "high", *range(1, 17)}:
+        raise PydanticCustomError("detail", "must be low, auto, high or 1 to 16 crops")
+    return value
 
 
 def _without_nul(text: str) -> str:
@@ -96,9 +94,6 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-M = TypeVar("M", bound=_Message)
-
-
 class ChatMessage(_Message):
     """One turn of `messages`."""
 
@@ -141,7 +136,9 @@ class ImageRef(_Message):
         return self
 
 
-Detail = Literal["low", "auto", "high"] | Annotated[int, Field(ge=1, le=16)]
+Detail = Annotated[
+    Literal["low", "auto", "high"] | Annotated[int, Field(ge=1, le=16)], BeforeValidator(_detail)
+]
 
 
 class Request(_Message):
@@ -247,6 +244,18 @@ class Command(_Message):
     what: Literal["engine", "service"] = Field("engine", description="restart: which program.")
 
 
+class ModelCommand(_Message):
+    """The payload of ctl/model: what is to become of which model."""
+
+    id: Level | None = Field(None, description="Names the command; made up when absent.")
+    reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
+    action: Literal["load", "unload", "switch"] = Field(description="switch: make it the default.")
+    name: Annotated[str, Field(min_length=1, max_length=256)] = Field(
+        description="The model's name in the models folder."
+    )
+    pin: bool = Field(False, description="load: it stays, whatever else is asked for.")
+
+
 class WatchCommand(_Message):
     """The payload of ctl/watch: which one, and the fields of its definition that are to change."""
 
@@ -287,7 +296,7 @@ class CameraPicture(_Message):
 
 def decode_request(payload: bytes, limit_bytes: int) -> Request:
     """The request in a payload. Raises Refused with what is wrong and where."""
-    return _decode(Request, payload, limit_bytes)
+    return decode(Request, payload, limit_bytes)
 
 
 def decode_properties(user: tuple[tuple[str, str], ...]) -> Request:
@@ -313,22 +322,27 @@ def decode_properties(user: tuple[tuple[str, str], ...]) -> Request:
 
 def decode_cancel(payload: bytes) -> CancelRequest:
     """The id to cancel. Raises Refused."""
-    return _decode(CancelRequest, payload, 4096)
+    return decode(CancelRequest, payload, 4096)
 
 
 def decode_command(payload: bytes) -> Command:
     """The options of a command; an empty payload has none. Raises Refused."""
-    return _decode(Command, payload or b"{}", 4096)
+    return decode(Command, payload or b"{}", 4096)
 
 
 def decode_watch(payload: bytes) -> WatchCommand:
     """What is to become of a watch. Raises Refused; its definition is not looked into."""
-    return _decode(WatchCommand, payload, 65_536)
+    return decode(WatchCommand, payload, 65_536)
+
+
+def decode_model(payload: bytes) -> ModelCommand:
+    """What is to become of a model. Raises Refused."""
+    return decode(ModelCommand, payload, 4096)
 
 
 def decode_picture(payload: bytes, limit_bytes: int) -> CameraPicture:
     """A camera's frame in JSON. Raises Refused."""
-    return _decode(CameraPicture, payload, limit_bytes)
+    return decode(CameraPicture, payload, limit_bytes)
 
 
 def salvage(payload: bytes, limit_bytes: int) -> tuple[str | None, str | None]:
@@ -336,7 +350,7 @@ def salvage(payload: bytes, limit_bytes: int) -> tuple[str | None, str | None]:
 
     So that the error reaches whoever waits for it.
     """
-    if len(payload) > limit_bytes or _is_all_brackets(payload):
+    if len(payload) > limit_bytes or is_all_brackets(payload):
         return None, None
     try:
         content = from_json(payload)
@@ -349,51 +363,3 @@ def salvage(payload: bytes, limit_bytes: int) -> tuple[str | None, str | None]:
         request_id if isinstance(request_id, str) and topics.is_level(request_id) else None,
         reply_to if isinstance(reply_to, str) else None,
     )
-
-
-def _decode(model: type[M], payload: bytes, limit_bytes: int) -> M:
-    if len(payload) > limit_bytes:
-        raise Refused(
-            Code.TOO_LARGE, f"payload of {len(payload)} bytes: the limit is {limit_bytes}"
-        )
-    if _is_all_brackets(payload):
-        raise Refused(Code.BAD_REQUEST, f"more than {_MAX_CONTAINERS} arrays and objects")
-    try:
-        return model.model_validate_json(payload, strict=True)
-    except ValidationError as error:
-        if error.error_count() > _MAX_MISTAKES:
-            says = f"more than {_MAX_MISTAKES} mistakes"
-            raise Refused(Code.BAD_REQUEST, says) from None
-        raise refusal(model, error) from None
-
-
-def refusal(model: type[BaseModel], error: ValidationError) -> Refused:
-    """What the sender of such a message is told."""
-    # The first mistake is enough, and an unknown field explains the ones after it.
-    mistakes = error.errors(include_url=False, include_input=False)
-    mistakes.sort(key=lambda e: e["type"] != "extra_forbidden")
-    return _refused(model, dict(mistakes[0]))
-
-
-def _is_all_brackets(payload: bytes) -> bool:
-    """True if there are more arrays and objects than anything of ours can have; in milliseconds."""
-    if payload.count(b"[") + payload.count(b"{") <= _MAX_CONTAINERS:
-        return False
-    return _ALL_BRACKETS.match(payload) is not None
-
-
-def _refused(model: type[BaseModel], mistake: dict[str, Any]) -> Refused:
-    kind, says, loc = mistake["type"], mistake["msg"], mistake["loc"]
-    field = ".".join(str(level) for level in loc) or mistake.get("ctx", {}).get("field")
-    field = field[:_MAX_FIELD_CHARS] if field else None
-    if kind == "json_invalid":
-        return Refused(Code.BAD_REQUEST, says)
-    if kind == "model_type":
-        whole = f"{field}: must be an object" if loc else "the payload must be a JSON object"
-        return Refused(Code.BAD_REQUEST, whole, field=field)
-    if kind == "extra_forbidden":
-        close = difflib.get_close_matches(field or "", list(model.model_fields), n=1)
-        hint = f": did you mean {close[0]}?" if close and len(loc) == 1 else ""
-        return Refused(Code.BAD_REQUEST, f"unknown field {field!r}{hint}", field=field)
-    code = Code.UNSUPPORTED if kind == "unsupported" else Code.BAD_REQUEST
-    return Refused(code, f"{field}: {says}" if field else says, field=field)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from phid import log, watches
+from phid import log, statefile, watches
 from phid.errors import Code, Refused
 from phid.watches import MAX_WATCHES, Watch
 
@@ -100,8 +99,6 @@ class Roster:
             change(name)
 
     def _recall(self, content: dict[str, Any]) -> None:
-        if content.get("schema") != _SCHEMA:
-            return
         for kept in _list(content, "watches"):
             try:
                 watch = watches.merged(None, kept if isinstance(kept, dict) else {})
@@ -121,7 +118,6 @@ class Roster:
         kept = [w.model_dump(exclude_defaults=True) for w in self._of_commands.values()]
         self._notebook.write(
             {
-                "schema": _SCHEMA,
                 "watches": kept,
                 "off": sorted(self._switched_off),
                 "filters": sorted(self.filters),
@@ -135,26 +131,19 @@ class Notebook:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._pages: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._pages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def read(self) -> dict[str, Any]:
-        """What it says; nothing if it is not there or not sound."""
-        try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, RecursionError) as error:
-            _log.warning("notebook_unreadable", path=str(self._path), reason=str(error))
-            return {}
-        return content if isinstance(content, dict) else {}
+        """What it says; nothing if it is not there, or set aside."""
+        return statefile.read(self._path, _SCHEMA)
 
     def write(self, content: dict[str, Any]) -> None:
         """Replace what it says, soon."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="notebook", daemon=True)
             self._thread.start()
-        self._pages.put(json.dumps(content, ensure_ascii=False, indent=1))
+        self._pages.put(content)
 
     def stop(self, timeout_s: float = 2.0) -> None:
         """Wait until what was written is on disk."""
@@ -166,10 +155,7 @@ class Notebook:
     def _run(self) -> None:
         while (page := self._pages.get()) is not None:
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                fresh = self._path.with_suffix(".new")
-                fresh.write_text(page, encoding="utf-8")
-                fresh.replace(self._path)
+                statefile.write(self._path, _SCHEMA, page)
             except OSError as error:
                 _log.error("notebook_not_written", path=str(self._path), reason=str(error))
 

@@ -26,7 +26,6 @@ class Runner:
     def __init__(
         self,
         settings: Settings,
-        worker: Worker,
         outbox: Outbox,
         health: Health,
         answers: Answers,
@@ -34,7 +33,6 @@ class Runner:
     ) -> None:
         self.delta_interval_s = settings.stream.delta_interval_ms / 1000
         self._device = settings.device
-        self._worker = worker
         self._outbox = outbox
         self._health = health
         self._answers = answers
@@ -47,6 +45,11 @@ class Runner:
         return self._run.ticket if self._run is not None else None
 
     @property
+    def worker(self) -> Worker | None:
+        """Whose engine runs it."""
+        return self._run.worker if self._run is not None else None
+
+    @property
     def due_at(self) -> float | None:
         """When `tick` has something to do."""
         run = self._run
@@ -57,18 +60,23 @@ class Runner:
         at = None if waits else run.stream.due_at
         return run.ticket.deadline if at is None else min(at, run.ticket.deadline)
 
-    def start(self, ticket: Ticket, now: float) -> None:
-        """Hand a request to the engine, which must be free."""
-        ticket.state = "running"
+    def start(self, ticket: Ticket, worker: Worker, now: float) -> None:
+        """Hand a request to an engine, which must be free."""
+        ticket.state, ticket.model = "running", worker.load.model
         self._run = Run(
             ticket,
             DeltaStream(ticket.id, wanted=ticket.streams, interval_s=self.delta_interval_s),
+            worker,
             handed=now,
         )
         # Nobody is told more often than a delta is due: half of that keeps a delta fresh.
         gather_s = self.delta_interval_s / 2
         job = replace(ticket.job, budget_s=ticket.deadline - now, gather_s=gather_s)
-        self._worker.submit(job)
+        worker.submit(job)
+        length = sum(len(turn.content) for turn in job.turns)
+        if ticket.streams and not job.images and length <= worker.load.prefill_slice:
+            # So short that its first token is near: its mark goes into the commit of the request.
+            self._records.mark(ticket)
 
     def engine_said(self, event: Event, now: float) -> None:
         """Bring the job along; what is said of a job already answered is dropped."""
@@ -86,6 +94,7 @@ class Runner:
                 self._publish_delta(run, now)
             case Finished():
                 run.finish(event)
+                self._health.count("jobs_looped", event.looped)
                 self._finish(run, event.finish, event.text, now)
             case Failed(_, code, message, field, text):
                 self._fail(run, Failure(code, message, field=field, text=text or None), now)
@@ -111,14 +120,14 @@ class Runner:
         if run is None or run.ticket is not ticket or not run.started:
             self.take_back(ticket)
             return False
-        self._worker.cancel(ticket.job_id)
+        run.worker.cancel(ticket.job_id)
         self._finish(run, finish, run.stream.text, now)
         return True
 
     def take_back(self, ticket: Ticket) -> None:
         """Have the engine forget it; nothing is told."""
         if self._run is not None and self._run.ticket is ticket:
-            self._worker.cancel(ticket.job_id)
+            self._run.worker.cancel(ticket.job_id)
             self._run = None
 
     def connection_lost(self) -> None:
@@ -139,7 +148,7 @@ class Runner:
     def _mark_in_time(self, run: Run, prefilled: int) -> None:
         """Have the mark of a stream on the disk by its first token, but not long before it."""
         left = run.usage.prompt_tokens - prefilled
-        if run.ticket.streams and left <= self._worker.load.prefill_slice:
+        if run.ticket.streams and left <= run.worker.load.prefill_slice:
             self._records.mark(run.ticket)
 
     def _publish_delta(self, run: Run, now: float, *, last: bool = False) -> None:
@@ -165,15 +174,7 @@ class Runner:
     def _finish(self, run: Run, finish: Finish, text: str, now: float) -> None:
         self._run = None
         self._end_stream(run, now)
-        facts = self._worker.facts
-        result = run.result(
-            finish,
-            text,
-            now,
-            device=self._device,
-            model=self._worker.load.model,
-            provider=facts.provider if facts else "unknown",
-        )
+        result = run.result(finish, text, now, device=self._device)
         self._health.job_measured(
             ttft_ms=result.timing.ttft_ms,
             tokens_per_s=result.timing.tokens_per_s,

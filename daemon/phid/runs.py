@@ -8,6 +8,7 @@ from phid.jobs import Finish, Finished, Started, Tokens, Usage
 from phid.ledger import Ticket
 from phid.messages import Result, Timing, UsageReport
 from phid.streams import DeltaStream
+from phid.worker import Worker
 
 
 @dataclass(slots=True)
@@ -16,11 +17,13 @@ class Run:
 
     ticket: Ticket
     stream: DeltaStream
+    worker: Worker
     handed: float
     started: bool = False
     usage: Usage = field(default_factory=Usage)
     first_token: float | None = None
     prefill_ms: float | None = None
+    looped: bool = False
 
     def start(self, event: Started) -> None:
         """The prompt has been counted, and is being read."""
@@ -40,12 +43,11 @@ class Run:
         """The engine's own count replaces ours, which knows nothing of tokens without text."""
         self.usage = event.usage
         self.prefill_ms = event.prefill_ms
+        self.looped = event.looped
 
-    def result(
-        self, finish: Finish, text: str, now: float, *, device: str, model: str, provider: str
-    ) -> Result:
+    def result(self, finish: Finish, text: str, now: float, *, device: str) -> Result:
         """The answer, as it is told."""
-        ticket, usage = self.ticket, self.usage
+        ticket, usage, facts = self.ticket, self.usage, self.worker.facts
         first = now if self.first_token is None else self.first_token
         prefill_ms = (first - self.handed) * 1000 if self.prefill_ms is None else self.prefill_ms
         decode_s = now - first
@@ -56,8 +58,8 @@ class Run:
             id=ticket.id,
             client=ticket.client,
             device=device,
-            model=model,
-            provider=provider,
+            model=self.worker.load.model,
+            provider=facts.provider if facts else "unknown",
             text=text,
             finish=finish,
             usage=UsageReport(
@@ -76,4 +78,5 @@ class Run:
                 tokens_per_s=round(rate, 2),
             ),
             deltas=self.stream.published,
+            looped=self.looped or None,
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from phid import manifest, soundness, threads, vocabulary
+from phid import manifest, memory, soundness, threads, vocabulary
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Load, Loading
 
@@ -24,13 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONFIG = "genai_config.json"
+# How many weights share a scale where nothing says it: the usual, and the larger in memory.
+_BLOCK = 32
 _GRAPHS = ("decoder", "vision", "embedding")
 
 
 def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     """Load the model in the folder `load.path`; generate a token with it, and show it a frame.
 
-    Raises Refused where the folder holds no model this runtime can run.
+    Raises Refused where the folder holds no model this runtime can run, or memory is not enough.
     """
     began_s = time.monotonic()
     report(Loading("reading the configuration"))
@@ -43,6 +47,8 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     except manifest.Damaged:
         pass  # what it would say is for `phid models verify`
     kind = _kind(config)
+    estimate = _estimate_bytes(folder, config, kind)
+    memory.check(estimate, load.memory_bytes)
     count = load.threads or threads.usable_cpus()
     og_config = og.Config(str(folder))
     # Left alone, the runtime takes one thread on some machines and all of them on others.
@@ -70,6 +76,7 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
         threads=count,
         context=min(load.max_context or context, context),
         kv_bytes_per_token=kv_bytes_per_token,
+        estimate_mb=estimate >> 20,
         load_ms=_since_ms(began_s),
     )
     if kind == "text":
@@ -118,6 +125,26 @@ def _explained(error: RuntimeError, folder: Path) -> Exception:
     if fault is None:
         return error
     return Refused(Code.INTERNAL, f"{fault}: fetch the model again (`phid models verify`)")
+
+
+def _estimate_bytes(folder: Path, config: dict[str, Any], kind: Literal["text", "vision"]) -> int:
+    """What the model will take of memory: by its graphs, and the data that lies beside each."""
+    graphs = {part["filename"] for part in config.values() if _has_file(part)}
+    files = sum(path.stat().st_size for name in graphs for path in folder.glob(f"{name}*"))
+    named = _has_file(config.get("decoder"))
+    block = _block_size(folder / config["decoder"]["filename"]) if named else _BLOCK
+    return memory.model_bytes(files, block, kind)
+
+
+def _block_size(graph: Path) -> int:
+    """How many weights of this graph share a scale."""
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        # An attribute's name (onnx.proto: AttributeProto), and its field 3: an integer.
+        found = re.search(rb"block_size\x18([\x80-\xff]?)([\x00-\x7f])", data)
+        if found is None:
+            return _BLOCK
+        low, high = found.groups()
+        return (low[0] & 0x7F) + (high[0] << 7) if low else high[0]
 
 
 def _has_file(part: Any) -> bool:

@@ -12,6 +12,7 @@ token. A turn that begins with `@script {...}` says what to do instead; all keys
     crash_at       the process kills itself before this token (1 is the first; 0: in the prefill)
     hang_at        as a native call that never returns, before this token (0: in the prefill)
     fail_at        an exception of the runtime, before this token (0: in the prefill)
+    leak_mb        memory that the job takes and the process keeps for ever
 
 The path it is loaded from can carry faults too, as a query string: `load_ms=200&load_fail` or
 `load_crash` or `load_hang`, after that time. With `vision` in it, the runtime says that it is a
@@ -45,7 +46,7 @@ _WORDS = re.compile(r"\s*\S+\s*|\s+")
 _KEYS = frozenset(
     (
         *("tokens", "token_ms", "prompt_tokens", "prefill_ms", "bytes_split", "see"),
-        *("crash_at", "hang_at", "fail_at"),
+        *("crash_at", "hang_at", "fail_at", "leak_mb"),
     )
 )
 
@@ -71,6 +72,7 @@ class ScriptedRuntime:
 
     def __init__(self, load: Load, load_ms: int) -> None:
         self._slice = load.prefill_slice
+        self._leaked: list[bytes] = []
         self.facts = EngineFacts(
             model=load.model,
             kind="vision" if "vision" in parse_qs(load.path, keep_blank_values=True) else "text",
@@ -92,6 +94,8 @@ class ScriptedRuntime:
         if script.get("see"):
             hashes = (hashlib.sha256(image.data).hexdigest() for image in job.images)
             script = script | {"tokens": [f"{digits[:12]} " for digits in hashes]}
+        if leak_mb := script.get("leak_mb"):
+            self._leaked.append(b"x" * (leak_mb << 20))
         words = sum(len(_WORDS.findall(turn.content)) for turn in job.turns)
         text_tokens = script.get("prompt_tokens", words)
         stream = ScriptedStream(script, text_tokens, len(job.images), self._slice, self.facts)

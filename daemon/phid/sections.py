@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Verb = Literal[
+    "ping", "pause", "resume", "drain", "discover", "log", "reload", "restart", "watch", "model"
+]
 
 
 class Section(BaseModel):
@@ -81,6 +84,21 @@ class Engine(Section):
         description="A model's name in models_dir or a folder's path; empty: the only one, or of "
         "several the one that `phid models fit` prefers.",
     )
+    frame_model: str = Field(
+        "", description="Answers requests with pictures that name no model; empty: engine.model."
+    )
+    models: tuple[str, ...] = Field(
+        (), description="Others that requests may name; loaded when asked for."
+    )
+    pinned: tuple[str, ...] = Field(
+        (), description="Models that stay loaded; others make room for each other."
+    )
+    keep_alive_s: float = Field(
+        300, ge=0, description="How long a model that is no default stays after its last answer."
+    )
+    budget_mb: int = Field(
+        0, ge=0, description="Most memory of all loaded models, MiB; 0: what the machine has."
+    )
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads; 0: what affinity and cgroup quota allow."
     )
@@ -93,8 +111,14 @@ class Engine(Section):
     memory_mb: int = Field(
         0, ge=0, description="Most memory it may take, MiB; 0: what the machine has to spare."
     )
+    loop_tokens: int = Field(
+        256, ge=0, description="An answer that repeats itself for so many tokens is cut; 0: never."
+    )
     hang_s: Seconds = Field(
         10, description="Shortest silence in mid-answer for which an engine is ended as hung."
+    )
+    recycle_mb: int = Field(
+        64, ge=0, description="One that has leaked this much is replaced when idle, MiB; 0: never."
     )
     restart_max_s: Seconds = Field(
         30, description="Longest pause before a failing engine is started again."
@@ -119,12 +143,26 @@ class Limits(Section):
     deadline_ms: int = Field(
         3_600_000, ge=1, description="Longest deadline; longer ones are shortened to it."
     )
+    rate_per_client: float = Field(
+        0, ge=0, le=1e6, description="Requests a minute of one client, in the long run; 0: any."
+    )
+    burst_per_client: int = Field(
+        16, ge=1, le=10_000, description="So many of one client at once, where there is a rate."
+    )
     dedupe_s: Seconds = Field(
         600, description="How long an outcome is kept for a retry with the same id."
     )
     dedupe_entries: int = Field(1024, ge=1, description="How many outcomes are kept at most.")
     drain_s: float = Field(
         30, ge=0, description="How long a stop waits for what was accepted to be answered."
+    )
+
+
+class Control(Section):
+    """Commands: who may send them is the broker's to say, which there are is said here."""
+
+    allow: tuple[Verb, ...] = Field(
+        get_args(Verb), description="The verbs of in/ctl that are obeyed; []: none."
     )
 
 

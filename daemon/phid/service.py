@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from phid import control, log, notify, reports
 from phid.broker import (
@@ -20,6 +21,7 @@ from phid.broker import (
     TakenOver,
 )
 from phid.bulletin import Bulletin
+from phid.crew import Crew
 from phid.desk import Desk
 from phid.entries import JournalEvent, NotWritten, Written
 from phid.errors import Code, Failure, Refused
@@ -32,8 +34,9 @@ from phid.intake import (
     PartArrived,
     RequestArrived,
 )
-from phid.jobs import Load, LoadFailed, Ready
+from phid.jobs import LoadFailed, Ready
 from phid.journal import Journal
+from phid.lineup import Lineup
 from phid.lookout import Lookout
 from phid.loopback import Loopback
 from phid.operations import Operations
@@ -101,22 +104,26 @@ class Service:
     """
 
     def __init__(
-        self, settings: Settings, read_settings: Callable[[], Settings], model: Load | None
+        self, settings: Settings, read_settings: Callable[[], Settings], lineup: Lineup
     ) -> None:
         self._mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
         self._outbox = Outbox()
         self._health = Health(settings.models_dir)
-        self._worker = (
-            Worker(
-                model,
-                self._mailbox.put,
-                restart_max_s=settings.engine.restart_max_s,
-                hang_s=settings.engine.hang_s,
-            )
-            if model is not None
-            else None
+        engine = settings.engine
+        self._crew = Crew(
+            lineup,
+            partial(
+                Worker,
+                post=self._mailbox.put,
+                restart_max_s=engine.restart_max_s,
+                hang_s=engine.hang_s,
+                recycle_bytes=engine.recycle_mb << 20,
+            ),
+            keep_alive_s=engine.keep_alive_s,
+            budget_bytes=engine.budget_mb << 20,
         )
-        self._bulletin = Bulletin(settings, self._outbox, self._health, self._worker)
+        self._bulletin = Bulletin(settings, self._outbox, self._health, self._crew)
+        self._crew.tell = self._bulletin.model_changed
         kept = settings.journal
         path = settings.state_dir / "journal.db"
         self._journal = (
@@ -126,14 +133,14 @@ class Service:
         self._lookout = Lookout(
             settings,
             Roster(self._notebook, settings.mqtt.base),
-            self._worker,
+            self._crew,
             self._outbox,
             self._health,
         )
         self._records = Records(self._journal, self._health)
         self._desk = Desk(
             settings,
-            self._worker,
+            self._crew,
             self._outbox,
             self._health,
             self._bulletin.publish_event,
@@ -143,7 +150,7 @@ class Service:
         self._operations = Operations(
             settings,
             read_settings,
-            self._worker,
+            self._crew,
             self._desk,
             self._bulletin,
             self._health,
@@ -189,8 +196,7 @@ class Service:
         finally:
             self._ended = True
             self._session.stop()
-            if self._worker is not None:
-                self._worker.stop()
+            self._crew.stop()
             self._notebook.stop()
             if self._journal is not None:
                 self._journal.stop()
@@ -205,8 +211,7 @@ class Service:
         self._due["heartbeat"] = now + self._settings.health.heartbeat_s
         if (interval := notify.watchdog_interval_s()) is not None:
             self._due["watchdog"] = now + interval
-        if self._worker is not None:
-            self._worker.start()
+        self._crew.start()
         if self._journal is not None:
             self._desk.recover(self._journal.open(), self._operations.intake, now, time.time())
         self._operations.look(now)
@@ -223,8 +228,7 @@ class Service:
             self._lookout.due_at(allowed=self._desk.spares_the_engine),
         )
         times += [t for t in dues if t is not None]
-        if self._worker is not None and self._worker.retry_at is not None:
-            times.append(self._worker.retry_at)
+        times += [w.retry_at for w in self._crew.workers if w.retry_at is not None]
         try:
             mail = self._mailbox.get(timeout=max(0.0, min(times) - now))
         except queue.Empty:
@@ -233,6 +237,7 @@ class Service:
         if mail is not None:
             self._take(mail, now)
         self._tick(now)
+        self._records.commit()
 
     def _take(self, mail: Mail, now: float) -> None:  # noqa: C901, PLR0912 - one case for each mail
         match mail:
@@ -273,8 +278,7 @@ class Service:
         self._bulletin.unkept = self._records.failing
         self._thermal.tick(now, self._settings.health.pause_above_c)
         self._bulletin.heat, self._desk.cooling = self._thermal.reason, self._thermal.waits
-        if self._worker is not None:
-            self._worker.tick(now)
+        self._crew.tick(now, quiet=self._desk.idle)
         for name in [name for name, at in self._due.items() if at <= now]:
             self._do(name, now)
         self._operations.tick(now)
@@ -335,7 +339,8 @@ class Service:
             case CommandArrived() if self._loopback.heard(arrival.id):
                 pass
             case CommandArrived():
-                reply = control.execute(self._operations, arrival)
+                allow = self._settings.control.allow
+                reply = control.execute(self._operations, arrival, allow)
                 # A broadcast is answered by what is published, not by a message from each.
                 if not arrival.broadcast:
                     self._outbox.answer(arrival.reply, reply)
@@ -381,31 +386,33 @@ class Service:
         self._lookout.connect(connected)
 
     def _engine_said(self, said: EngineSaid, now: float) -> None:
-        assert self._worker is not None
-        event = self._worker.take(said)
+        taken = self._crew.take(said)
+        if taken is None:
+            return
+        worker, event = taken
         match event:
-            case None:
-                return
             case Ready(facts):
+                self._health.count("model_loads")
                 _log.info("model_loaded", model=facts.model, ms=facts.load_ms)
-                # First the facts: whoever sees `online` finds them there.
-                self._bulletin.publish_info()
                 self._operations.look(now)
             case LoadFailed(code, message):
                 self._operations.look(now)
-                self._desk.end_waiting(Failure(Code.LOADING, f"{code}: {message}"), now)
+                failure = Failure(Code.LOADING, f"{code}: {message}")
+                self._desk.end_waiting(worker.load.model, failure, now)
             case _:
                 pass
         self._lookout.engine_said(event, now)
         self._desk.engine_said(event, now)
 
     def _engine_ended(self, ended: EngineEnded, now: float) -> None:
-        assert self._worker is not None
-        if self._worker.ended(ended, now):
-            self._health.count("engine_restarts")
-            why = f"the engine {self._worker.why}"
-            self._desk.engine_lost(why, now)
-            self._lookout.engine_lost(why, now)
+        worker = self._crew.ended(ended, now)
+        if worker is None:
+            self._desk.dispatch(now)  # there may be room for another now
+            return
+        self._health.count("engine_restarts")
+        self._health.count("engine_recycles", worker.recycling is not None)
+        self._desk.engine_lost(worker, now)
+        self._lookout.engine_lost(worker, now)
 
     def _signalled(self, name: str, now: float) -> None:
         if name == "SIGHUP":
@@ -426,6 +433,7 @@ class Service:
         now = time.monotonic()
         self._desk.leave(now)
         self._bulletin.farewell(self._desk.backlog)
+        self._records.commit()
         late = now + _FAREWELL_S
         while self._is_owed_something and time.monotonic() < late:
             try:
@@ -434,6 +442,7 @@ class Service:
                 continue
             if isinstance(mail, Sent | Disconnected | Arrived | Written | NotWritten):
                 self._take(mail, time.monotonic())
+                self._records.commit()
 
     @property
     def _is_owed_something(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import threading
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from phid import log
+from phid import log, statefile
 from phid.broker import (
     BrokerEvent,
     Connected,
@@ -24,6 +23,7 @@ from phid.broker import (
     TakenOver,
 )
 
+_SCHEMA = 1
 _FIRST_PAUSE_S = 0.5
 # A connection that held this long was a good one: the next failure starts from the first pause.
 _GOOD_CONNECTION_S = 30.0
@@ -184,19 +184,12 @@ class Protocols:
             known[self._broker] = {"spoke_5_at": round(self._spoke_5_at)}
         # It costs three attempts to find out again: not worth failing for.
         with contextlib.suppress(OSError):
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._memory.with_suffix(".new")
-            fresh.write_text(json.dumps({"schema": 1, "brokers": known}), encoding="utf-8")
-            fresh.replace(self._memory)
+            statefile.write(self._memory, _SCHEMA, {"brokers": known})
 
     def _read(self) -> dict[str, Any]:
         if self._memory is None:
             return {}
-        try:
-            content = json.loads(self._memory.read_text(encoding="utf-8"))
-            brokers = content["brokers"] if content["schema"] == 1 else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+        brokers = statefile.read(self._memory, _SCHEMA).get("brokers")
         return dict(brokers) if isinstance(brokers, dict) else {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import socket
@@ -17,7 +18,18 @@ from pydantic_settings import SettingsError as UnparsableEnvironmentError
 from phid import catalog, topics, watches
 from phid.catalog import Build
 from phid.errors import Refused
-from phid.sections import Engine, Health, Journal, Limits, Log, Mqtt, Section, Stream, Vision
+from phid.sections import (
+    Control,
+    Engine,
+    Health,
+    Journal,
+    Limits,
+    Log,
+    Mqtt,
+    Section,
+    Stream,
+    Vision,
+)
 from phid.watches import Watch
 
 SYSTEM_FILE = Path("/etc/phid/phid.toml")
@@ -58,6 +70,7 @@ class Settings(BaseSettings):
     mqtt: Mqtt = Mqtt()
     engine: Engine = Engine()
     limits: Limits = Limits()
+    control: Control = Control()
     vision: Vision = Vision()
     journal: Journal = Journal()
     stream: Stream = Stream()
@@ -160,6 +173,17 @@ def load(path: Path | None = None) -> Settings:
     if mistakes:
         raise SettingsError("\n".join(mistakes))
     return settings
+
+
+def load_again(path: Path | None = None) -> Settings:
+    """The settings for one who has some: as `load`, but what may be half written is refused."""
+    file = source(path)
+    with contextlib.suppress(OSError):
+        if file.stat().st_size == 0:
+            # An editor, or a script's `>`, empties a file before it fills it.
+            says = "empty, perhaps half written: the old settings hold; a comment in it will do"
+            raise SettingsError(f"{file}: {says}")
+    return load(path)
 
 
 def source(path: Path | None = None) -> Path:

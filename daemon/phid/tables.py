@@ -17,6 +17,7 @@ from phid.entries import (
     Marked,
     PartKept,
     Row,
+    Stepped,
     Told,
     Tried,
 )
@@ -53,6 +54,12 @@ DELETE FROM pictures WHERE ts < ? AND NOT EXISTS (
 """
 
 
+_STEP = """
+UPDATE requests SET accepted_ts = accepted_ts + :by_s, deadline_ts = deadline_ts + :by_s,
+    ended_ts = ended_ts + :by_s
+"""
+
+
 def apply(database: sqlite3.Connection, entry: Entry) -> None:
     """Write an entry, within the transaction that is open."""
     match entry:
@@ -81,6 +88,9 @@ def apply(database: sqlite3.Connection, entry: Entry) -> None:
             _drop_payload(database, number)
             database.execute("DELETE FROM addresses WHERE number = ?", (number,))
             database.execute("DELETE FROM requests WHERE number = ?", (number,))
+        case Stepped(by_s):
+            database.execute(_STEP, {"by_s": by_s})
+            database.execute("UPDATE pictures SET ts = ts + ?", (by_s,))
         case Tried():
             database.execute(f"PRAGMA user_version={SCHEMA}")
         case _:

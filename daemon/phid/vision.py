@@ -91,7 +91,7 @@ class Eye:
         """Decode and cut the pictures; raises Refused (unsupported) where one is broken."""
         if self._processor is not None:
             return self._look_stock(files)
-        pictures = [frames.transform(frames.decode(data), crops) for data in files]
+        pictures = [frames.look(data, crops) for data in files]
         return frames.stack(pictures, self.dtype, self.views)
 
     def _look_stock(self, files: Sequence[bytes]) -> frames.Batch:

@@ -11,8 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from phid import topics
+from phid.decoding import refusal
 from phid.errors import Code, Refused
-from phid.requests import Detail, Level, Text, refusal
+from phid.requests import Detail, Level, Text
 
 MAX_WATCHES = 32
 """Of settings and commands together."""
@@ -89,10 +90,11 @@ class Watch(BaseModel):
         return found[0] if found else self.name
 
     def question(self, topic: str) -> str:
-        """The prompt for a frame of this topic."""
+        """The prompt for a frame of this topic; a name in the topic is text, never a marker."""
         found = self._wild_levels(topic)
         named = {"camera": self.camera(topic), "label": found[1] if len(found) > 1 else ""}
-        return _PLACE.sub(lambda m: named[m[1]], self.prompt)
+        # An image tag, <|image_1|>, is the operator's to write: a camera's name has no part in one.
+        return _PLACE.sub(lambda m: named[m[1]].replace("|", "/"), self.prompt)
 
     def _wild_levels(self, topic: str) -> list[str]:
         """The topic's levels under the filter's `+`, and the first under a final `#`."""

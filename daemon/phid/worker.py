@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Literal
 
-from phid import channel, log
+from phid import channel, log, memory
 from phid.errors import Code, Failure
+from phid.growth import Growth
 from phid.jobs import (
     Cancel,
     Command,
@@ -29,6 +31,7 @@ from phid.jobs import (
     Ready,
     Stop,
     Unchanged,
+    Usage,
 )
 from phid.patience import Patience
 
@@ -38,7 +41,12 @@ _TAIL_LINES = 20
 # Who has not looked at its mail for so long cannot say who was silent.
 _DEAF_S = 2.0
 _HOPELESS_AFTER = 4
+# A client that asks one thing after another leaves shorter gaps than this.
+_QUIET_S = 2.0
+_MIB = 1 << 20
 _COMMAND = (sys.executable, "-m", "phid.engine")
+# Of all workers: what an engine says is of one of them.
+_generations = itertools.count(1)
 _log = log.get("worker")
 
 
@@ -65,7 +73,10 @@ WorkerEvent = EngineSaid | EngineEnded
 class Worker:
     """One engine after another for the same model. Owner thread only; never waits.
 
-    `why` says how the last one ended. `hang_s` is for `Patience`.
+    `why` says how the last one ended, `used_at` when one last had something to do; `recycling` why
+    it was ended for another, until that is ready; `loaded_bytes` is what it took when it had
+    loaded. `hang_s` is for `Patience`. One that has leaked `recycle_bytes` is ended when nobody
+    asks anything; 0: never.
     """
 
     def __init__(
@@ -75,14 +86,18 @@ class Worker:
         *,
         restart_max_s: float,
         hang_s: float = 10.0,
+        recycle_bytes: int = 0,
     ) -> None:
         self.load = load
-        self.state: Literal["stopped", "loading", "ready", "pausing"] = "stopped"
+        self.state: Literal["stopped", "loading", "ready", "pausing", "retiring"] = "stopped"
         self.facts: EngineFacts | None = None
         self.failure: Failure | None = None
         self.running: str | None = None
         self.retry_at: float | None = None
         self.why = ""
+        self.used_at = 0.0
+        self.recycling: str | None = None
+        self.loaded_bytes: int | None = None
         self._post = post
         self._restart_max_s = restart_max_s
         self._generation = 0
@@ -92,6 +107,11 @@ class Worker:
         self._patience = Patience(hang_s)
         self._ticked = time.monotonic()
         self._hung: str | None = None
+        self._kill_at = 0.0
+        self._recycle_bytes = recycle_bytes
+        self._growth = Growth()
+        self._cache_tokens = 0
+        self._quiet_since: float | None = None
 
     @property
     def free(self) -> bool:
@@ -110,11 +130,12 @@ class Worker:
 
     def start(self) -> None:
         """Spawn an engine and have it load the model; events follow."""
-        self._generation += 1
+        self._generation = next(_generations)
         self.state, self.retry_at, self.running = "loading", None, None
         self._child = _Child(self._generation, self._post)
         self._child.send(self.load)
         self._hung = None
+        self._growth = Growth()
         self._patience.loading(time.monotonic())
         _log.info("engine_started", pid=self._child.pid, model=self.load.model)
 
@@ -123,8 +144,10 @@ class Worker:
         assert self._child is not None
         assert self.free
         self.running = job.id
+        self._cache_tokens = job.sampling.max_tokens
         self._child.send(job)
-        self._patience.handed(time.monotonic())
+        self.used_at = time.monotonic()
+        self._patience.handed(self.used_at)
 
     def cancel(self, job_id: str) -> None:
         """Have the engine end this job at its next token."""
@@ -139,21 +162,40 @@ class Worker:
         self._patience.ended()
         self.facts = None
 
+    def retire(self, now: float) -> None:
+        """End the engine, which must be idle, and start no other; without waiting."""
+        assert self.running is None
+        self.retry_at, self._failures = None, 0
+        if self._child is None:
+            self.state = "stopped"
+            return
+        self.state, self._kill_at = "retiring", now + _STOP_TIMEOUT_S
+        self._child.send(Stop())
+        self._patience.ended()
+
     def restart(self) -> None:
         """End this engine, without waiting; another is started when it has gone."""
         if self._child is not None:
             self._failures = 0
             self._child.kill()
 
-    def tick(self, now: float) -> None:
-        """Start an engine whose pause is over; end one that hangs."""
+    def tick(self, now: float, *, quiet: bool = False) -> None:
+        """Start an engine whose pause is over; end one that hangs, or leaks while all is `quiet`.
+
+        Quiet is it while no request is open.
+        """
         if now - self._ticked > _DEAF_S:
             self._patience.forgive(now)
         self._ticked = now
+        if self.state == "retiring" and self._child is not None and now >= self._kill_at:
+            self._child.kill()
         silent_s = self._patience.silence_s(now)
         if silent_s is not None and self._child is not None and self._hung is None:
             self._hung = f"hung ({self._patience.phase}): nothing came of it for {silent_s:.1f} s"
             self._child.kill()
+        self._quiet_since = (self._quiet_since or now) if quiet else None
+        if self._quiet_since is not None and now - self._quiet_since >= _QUIET_S and self.free:
+            self._recycle_if_leaking()
         if self.retry_at is not None and now >= self.retry_at:
             self.start()
 
@@ -164,11 +206,13 @@ class Worker:
         """
         if said.generation != self._generation or self._child is None:
             return None
-        self._patience.heard(said.event, time.monotonic())
+        self.used_at = time.monotonic()
+        self._patience.heard(said.event, self.used_at)
         match said.event:
             case Ready(facts):
                 self.state, self.facts, self.failure = "ready", facts, None
-                self._unloadable = False
+                self._unloadable, self.recycling = False, None
+                self.loaded_bytes = memory.resident_bytes(self._child.pid)
             case LoadFailed(code, message):
                 self.failure, self._unloadable = Failure(code, message), True
                 _log.error("engine_load_failed", code=code, reason=message)
@@ -176,25 +220,52 @@ class Worker:
                 if said.event.job_id == self.running:
                     self.running = None
                     self._failures = 0
+                if isinstance(said.event, Finished):
+                    self._weigh(said.event.usage)
             case _:
                 pass
         return said.event
 
     def ended(self, ended: EngineEnded, now: float) -> bool:
-        """True if it was the current engine: its job is lost and another start is due."""
+        """True if the current engine was lost, with its job: another start is due."""
         if ended.generation != self._generation or self._child is None:
             return False
         self._child = None
         self._patience.ended()
-        self.state, self.facts, self.running = "pausing", None, None
-        self.why = why = self._hung or describe_exit(ended.returncode)
+        self.facts = None
+        if self.state == "retiring":
+            self.state, self.failure = "stopped", None
+            return False
+        self.state, self.running = "pausing", None
+        self.why = why = self._hung or self.recycling or describe_exit(ended.returncode)
+        if self.recycling is not None:
+            self.retry_at = now
+            return True
         if not self._unloadable:
             self.failure = Failure(Code.ENGINE_LOST, f"the engine {why}")
-        pause = min(self._restart_max_s, _FIRST_PAUSE_S * 2 ** min(self._failures, 16))
+        # One that has worked is replaced at once; only what fails again has to wait.
+        pause = min(self._restart_max_s, _FIRST_PAUSE_S * 2 ** (min(self._failures, 16) - 1))
+        pause = pause if self._failures else 0.0
         self._failures += 1
         self.retry_at = now + pause
         _log.error("engine_ended", why=why, retry_s=pause, output=list(ended.tail[-5:]))
         return True
+
+    def _weigh(self, usage: Usage) -> None:
+        """Remember what the engine holds after a job."""
+        assert self._child is not None
+        if (held := memory.own_bytes(self._child.pid)) is not None:
+            self._growth.add(held, usage.prompt_tokens + self._cache_tokens)
+
+    def _recycle_if_leaking(self) -> None:
+        leaked = self._growth.leaked_bytes()
+        if self._child is None or not self._recycle_bytes or leaked < self._recycle_bytes:
+            return
+        self.recycling = f"replaced, for it had leaked {leaked // _MIB} MiB"
+        _log.warning("engine_recycled", pid=self._child.pid, leaked_mb=leaked // _MIB)
+        # It is idle: nothing is lost by an end that cannot take long. No job is for it any more.
+        self.state = "pausing"
+        self._child.kill()
 
 
 class _Child:

@@ -403,5 +403,8 @@ def _crop_cell(view: View, token: int) -> int:
 
 def normalised(pixels: Tensor) -> Tensor:
     """CLIP-normalised float views (n, 3, 336, 336) of uint8 RGB ones."""
-    scale = torch.from_numpy(1 / (255 * STD))
-    return (pixels * scale - torch.from_numpy(MEAN / STD)).permute(0, 3, 1, 2)
+    # Whole rows at once: over the three channels alone torch takes ten times as long.
+    scale = torch.from_numpy(1 / (255 * STD)).repeat(pixels.shape[2])
+    shift = torch.from_numpy(MEAN / STD).repeat(pixels.shape[2])
+    values = pixels.flatten(2).float().mul_(scale).sub_(shift)
+    return values.view(pixels.shape).permute(0, 3, 1, 2)

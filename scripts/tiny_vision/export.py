@@ -31,13 +31,13 @@ FLOAT, HALF, INT64, INT32 = (
     TensorProto.INT32,
 )
 COPIED = (
+    "LICENSE",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "processor_config.json",
 )
 SUPPRESSED = -10000.0
-CARD = Path(__file__).parent / "card"
 
 
 class Graph:
@@ -512,8 +512,6 @@ def export(net: TinyVision, words: list[int], tokenizer: Path, folder: Path, see
     folder.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         shutil.copyfile(tokenizer / name, folder / name)
-    for path in CARD.iterdir():
-        shutil.copyfile(path, folder / path.name)
     with torch.no_grad():
         write_vision(net, folder / "vision.onnx")
         write_embedding(net, words, seed, folder / "embedding.onnx")

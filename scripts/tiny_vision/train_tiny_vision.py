@@ -1,6 +1,7 @@
-"""Train the tiny phi3v model on synthetic scenes and export it; resumes from its checkpoint."""
+"""Train the tiny phi3v model from nothing and export it; goes on from its own checkpoint."""
 
 import argparse
+import dataclasses
 import math
 import os
 import time
@@ -185,28 +186,34 @@ def averaged(net: TinyVision, average: dict[str, Tensor], decay: float) -> None:
             average[name].copy_(value)
 
 
-class Pace:
-    """How many threads a step gets: now and then each count is timed, and the faster one is kept.
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stretch of training with a learning rate of its own, from a warm-up down to little."""
 
-    A neighbour on one core makes a step on two threads slower than on one, by far.
-    """
+    name: str
+    steps: int
+    rate: float
+    singles: int  # single-frame prompts a step
+    pairs: int  # two-frame prompts a step
+    asks: int  # questions in a single-frame prompt
+    convolutions: bool  # trained too; else as they are
 
-    def __init__(self, most: int) -> None:
-        self.took_s = dict.fromkeys(range(1, most + 1), 0.0)
-        self.steps = 0
-        self.threads = most
 
-    def start(self) -> None:
-        """Set the thread count of the next step."""
-        fastest = min(self.took_s, key=lambda count: self.took_s[count])
-        probe = 1 + self.steps // 8 % len(self.took_s)
-        self.threads = probe if self.steps % 8 == 0 else fastest
-        self.steps += 1
-        torch.set_num_threads(self.threads)
+# First everything at once; then, when the convolutions see well enough, the rest of it on more
+# questions, at a rate that settles it.
+STAGES = (
+    Stage("all", 4000, 3e-3, 24, 16, 4, convolutions=True),
+    Stage("words", 2000, 1.5e-3, 24, 24, 6, convolutions=False),
+)
 
-    def stop(self, took_s: float) -> None:
-        """Take in what the step took."""
-        self.took_s[self.threads] = took_s
+
+def stage_at(step: int) -> tuple[Stage, int] | None:
+    """The stage that this step of the whole training lies in, and its number there."""
+    for stage in STAGES:
+        if step < stage.steps:
+            return stage, step
+        step -= stage.steps
+    return None
 
 
 def parse_args() -> argparse.Namespace:
@@ -217,15 +224,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, default=Path("work"), help="checkpoint and log")
     parser.add_argument("--out", type=Path, default=Path("tiny-phi3v"), help="the exported folder")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--singles", type=int, default=24, help="single-frame prompts a step")
-    parser.add_argument("--pairs", type=int, default=16, help="two-frame prompts a step")
-    parser.add_argument("--asks", type=int, default=4, help="questions in a single-frame prompt")
-    parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=250)
-    parser.add_argument("--freeze-convolutions", action="store_true", help="they see well enough")
     return parser.parse_args()
 
 
@@ -233,11 +234,12 @@ def main() -> None:
     """Train, log, save and export."""
     args = parse_args()
     torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     words = load_words(TinyVision(Shape(), 8), args.tokenizer, args.work / "untrained", args.seed)
     # On x86 the bfloat16 convolutions are four times as fast in this layout.
     net = TinyVision(Shape(), len(words.ids)).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(net.parameters(), args.rate, (0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(net.parameters(), STAGES[0].rate, (0.9, 0.98), weight_decay=0.01)
     average = {name: value.clone() for name, value in net.state_dict().items()}
     checkpoint, step, spent_s = args.work / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
@@ -257,22 +259,19 @@ def main() -> None:
         smooth.load_state_dict(average)
         export(smooth, words.ids, args.tokenizer, args.out, args.seed)
 
-    net.eye.convs.train(not args.freeze_convolutions)
     sums: dict[str, float] = {}
-    pace = Pace(args.threads)
     started = time.monotonic()
-    while step < args.steps:
-        begun = time.monotonic()
-        pace.start()
+    while (now_in := stage_at(step)) is not None:
+        stage, at = now_in
+        net.eye.convs.train(stage.convolutions)
         rng = np.random.default_rng((args.seed, step))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.rate)
-        loss, figures = train_step(net, words, (args.singles, args.pairs, args.asks), rng)
+            group["lr"] = learning_rate(at, stage.steps, stage.rate)
+        loss, figures = train_step(net, words, (stage.singles, stage.pairs, stage.asks), rng)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        pace.stop(time.monotonic() - begun)
         step += 1
         averaged(net, average, min(0.995, (step + 1) / (step + 10)))
         for name, value in figures.items():
@@ -281,7 +280,7 @@ def main() -> None:
             now = time.monotonic()
             spent_s, started = spent_s + now - started, now
             text = " ".join(f"{name}={value / 25:.3f}" for name, value in sums.items())
-            print(f"step={step} spent_s={spent_s:.0f} threads={pace.threads} {text}", flush=True)
+            print(f"stage={stage.name} step={step} spent_s={spent_s:.0f} {text}", flush=True)
             sums = {}
         if step % args.save_every == 0:
             save()

@@ -29,4 +29,7 @@ def test_no_law_is_broken_while_everything_breaks(tmp_path: Path) -> None:
     assert figures["lost"] == figures["answered_twice"] == figures["stream_errors"] == 0
     assert figures["faults"] >= 10
     assert figures["answered"] >= 30
-    assert figures["max_service_rss_mb"] < 80
+    assert figures["upload_cuts"] >= 1
+    assert figures["half_opens"] >= 1
+    # What waits may take 64 MiB (limits.backlog_bytes), and pictures of 8 come in JSON.
+    assert figures["max_service_rss_mb"] < 160

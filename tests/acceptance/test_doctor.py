@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from authority import Authority
 from rig import ROOT, Daemon, DaemonFactory, Mosquitto, free_port, until
 from wire import BASE, Requester
 
@@ -182,6 +183,48 @@ def test_a_broker_that_refuses_us(tmp_path: Path) -> None:
     assert "refused" in ran.verdict("broker")["says"]
     assert "mqtt.password_file" in ran.verdict("broker")["mend"]
     mended(ran)
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("sound", None),
+        ("a stranger's", "is not trusted"),
+        ("signed by itself", "self-signed certificate"),
+        ("another host's", "IP address mismatch"),
+        ("expired", "has expired, by this machine's clock, which says 20"),
+    ],
+)
+def test_a_certificate_that_is_not_to_be_trusted(
+    tmp_path: Path, what: str, says: str | None
+) -> None:
+    ours = Authority(tmp_path / "ours")
+    signer = ours if what in ("sound", "another host's", "expired") else Authority(tmp_path / "x")
+    host = "10.9.9.9" if what == "another host's" else "127.0.0.1"
+    certificate, key = signer.issue("broker", host=host, days=-1 if what == "expired" else 2)
+    if what == "signed by itself":
+        certificate, key = signer.certificate, tmp_path / "x" / "ca.key"
+    port, folder = free_port(), tmp_path / "tls"
+    folder.mkdir()
+    listener = f"listener {port} 127.0.0.1\ncertfile {certificate}\nkeyfile {key}\n"
+    broker = Mosquitto(
+        folder, f"{listener}allow_anonymous true\n", head="per_listener_settings true\n"
+    )
+    broker.start()
+    try:
+        ran = doctor(port, mqtt__tls="true", mqtt__ca_file=ours.certificate)
+    finally:
+        broker.stop()
+    broker_verdict = ran.verdict("broker")
+    assert "Traceback" not in ran.err
+    if says is None:
+        assert broker_verdict["verdict"] == "ok", ran.out
+        return
+    assert broker_verdict["verdict"] == "bad"
+    assert says in broker_verdict["says"]
+    assert "mqtt.ca_file" in broker_verdict["mend"]
+    assert ran.seconds < ILL_S
 
 
 @pytest.mark.parametrize("kind", ["rumqttd 5", "rumqttd 3.1.1"])

@@ -23,11 +23,12 @@ from phid.jobs import (
     Tokens,
     Turn,
 )
+from wire import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE_S = 60
+PATIENCE_S = 60 * PATIENCE
 DEMO = "smollm2-135m-instruct"
 
 

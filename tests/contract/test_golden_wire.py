@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,14 +23,16 @@ from phid import control, findings, messages, requests
 from phid.backlog import Backlog
 from phid.broker import Connected, Inbound, Protocol
 from phid.bulletin import Bulletin
+from phid.crew import Crew
 from phid.errors import Code, Failure
 from phid.findings import Sighting
 from phid.health import Health
 from phid.intake import CancelArrived, CommandArrived, Intake, RequestArrived
 from phid.jobs import EngineFacts, Finish, Finished, Load, Usage
 from phid.ledger import ReplyAddress
+from phid.lineup import Lineup, Model
 from phid.lookout import Lookout
-from phid.messages import Accepted, Delta, JobEvent, Result, Timing, UsageReport
+from phid.messages import Accepted, Delta, JobEvent, ReloadEvent, Result, Timing, UsageReport
 from phid.outbox import Outbox, Publication
 from phid.roster import Notebook, Roster
 from phid.settings import Settings
@@ -50,6 +53,7 @@ FACTS = EngineFacts(
     context=4096,
     kv_bytes_per_token=786432,
     load_ms=4321,
+    estimate_mb=3520,
 )
 RESULT = Result(
     id="a1",
@@ -124,10 +128,13 @@ class Device:
                 window=20,
             )
         )
-        worker = Worker(Load("genai", "phi-3.5-mini", "/m"), lambda _: None, restart_max_s=1)
-        worker.state, worker.facts = "ready", FACTS
+        model = Model(Load("genai", "phi-3.5-mini", "/m"))
+        hire = partial(Worker, post=print, restart_max_s=1)
+        crew = Crew(Lineup((model,), model.name, model.name), hire)
+        for worker in crew.workers:
+            worker.state, worker.facts, worker.loaded_bytes = "ready", FACTS, 3400 << 20
         self.backlog = mock.MagicMock(spec=Backlog, oldest_arrival=None)  # nothing waits
-        self.bulletin = Bulletin(settings, self.outbox, Health(settings.models_dir), worker)
+        self.bulletin = Bulletin(settings, self.outbox, Health(settings.models_dir), crew)
         self.bulletin.session = self.paper.session
         self.reply = ReplyAddress(settings.topics.rx("me"), b"\x01\x02")
         self.topics = settings.topics
@@ -161,7 +168,8 @@ class Device:
         roster = Roster(Notebook(Path("/nonexistent")), "phid/v1")
         roster.note = mock.Mock()  # type: ignore[method-assign]
         health = Health(settings.models_dir)
-        lookout = Lookout(settings, roster, None, self.outbox, health, lambda: 0)
+        crew = Crew(Lineup(), partial(Worker, post=print, restart_max_s=1))
+        lookout = Lookout(settings, roster, crew, self.outbox, health, lambda: 0)
         self.paper.subscribe = lambda _: 1  # type: ignore[attr-defined]
         lookout.connect(mock.Mock(link=self.paper))
 
@@ -170,7 +178,7 @@ class Device:
             ping=lambda: {"state": "online", "queue": 0, "uptime_s": 60, "version": "1.2.3"}
         )
         arrived = CommandArrived(verb, "c1", requests.Command(), broadcast=False, reply=self.reply)
-        self.outbox.answer(arrived.reply, control.execute(service, arrived))
+        self.outbox.answer(arrived.reply, control.execute(service, arrived, control.VERBS))
 
 
 OUT: dict[str, Callable[[Device], object]] = {
@@ -178,6 +186,9 @@ OUT: dict[str, Callable[[Device], object]] = {
     "delta": Device.delta,
     "result": lambda d: d.answer(RESULT),
     "result-duplicate": lambda d: d.answer(RESULT.model_copy(update={"duplicate": True})),
+    "result-looped": lambda d: d.answer(
+        RESULT.model_copy(update={"finish": Finish.LENGTH, "looped": True})
+    ),
     "result-cancelled": lambda d: d.answer(RESULT.model_copy(update={"finish": Finish.CANCELLED})),
     "error-bad-request": lambda d: d.error(
         Code.BAD_REQUEST,
@@ -211,6 +222,9 @@ OUT: dict[str, Callable[[Device], object]] = {
         )
     ),
     "event-state": Device.online,
+    "event-reload": lambda d: d.bulletin.publish_event(
+        ReloadEvent(ts=NOW, ok=False, reason="limits.backlog: must be a number")
+    ),
     "watch": Device.watch,
     "watch-result": lambda d: d.outbox.put(
         Publication(

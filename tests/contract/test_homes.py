@@ -11,7 +11,7 @@ import pytest
 from rig import ROOT
 
 PACKAGE = ROOT / "daemon" / "phid"
-VALUES = {"catalog", "messages", "requests", "sections", "settings", "watches"}
+VALUES = {"catalog", "decoding", "messages", "requests", "sections", "settings", "watches"}
 HOMES = {
     "paho": {"broker"},
     "psutil": {"health", "memory"},

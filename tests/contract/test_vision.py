@@ -311,8 +311,14 @@ def test_bytes_the_vocabulary_lacks_are_no_images(seeing: EngineProcess) -> None
         (OTHER[: len(OTHER) // 2], Code.UNSUPPORTED),
         (pictures.jpeg_header(65_000, 65_000), Code.TOO_LARGE),
         (pictures.extended_webp(64, 64, 0x02), Code.UNSUPPORTED),
+        (OTHER[:60] + bytes(40) + OTHER[100:], Code.UNSUPPORTED),
+        (b"GIF89a" + FRAME, Code.UNSUPPORTED),
+        (pictures.with_exif(FRAME[: len(FRAME) // 2], FRAME[-9000:]), Code.UNSUPPORTED),
     ],
-    ids=["empty", "text", "truncated", "said to be whole", "webp", "bomb", "animated"],
+    ids=[
+        *("empty", "text", "truncated", "said to be whole", "webp", "bomb", "animated"),
+        *("corrupt", "two headers", "an end inside its header"),
+    ],
 )
 def test_a_bad_picture_ends_its_job_and_not_the_engine(
     seeing: EngineProcess, data: bytes, code: Code
@@ -321,6 +327,13 @@ def test_a_bad_picture_ends_its_job_and_not_the_engine(
     assert len(events) == 1
     assert (failed(events).code, failed(events).field) == (code, "images")
     finished(seeing.ask(show("Still there?", FRAME)))
+
+
+def test_what_lies_behind_a_picture_changes_nothing(seeing: EngineProcess) -> None:
+    plain = finished(seeing.ask(show("What is this?", FRAME)))
+    for behind in (b"PK\3\4" + bytes(500), OTHER, b"<script>"):
+        other = finished(seeing.ask(show("What is this?", FRAME + behind)))
+        assert (other.text, other.usage) == (plain.text, plain.usage)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 16_000), (16_000, 1)])

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.mosquitto
 TOKENS = 313  # what the scripted engine says of every picture
 
 
-def png(width: int, height: int, body: bytes | None = None) -> bytes:
-    """A PNG file; its header may lie about its body."""
+def png(width: int, height: int, body: bytes | None = None, *before: tuple[bytes, bytes]) -> bytes:
+    """A PNG file; its header may lie about its body, and there may be chunks before it."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -34,6 +34,7 @@ def png(width: int, height: int, body: bytes | None = None) -> bytes:
         body = zlib.compress(b"".join(b"\0" + b"\x80\x90\xa0" * width for _ in range(height)))
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    head += b"".join(chunk(*part) for part in before)
     return head + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
@@ -102,6 +103,14 @@ RAW = {
     "too long a side": (png(20_000, 1, b"x"), "too_large"),
     "too many bytes": (SOUND + bytes(200_000), "too_large"),
     "a GIF": (b"GIF89a" + bytes(100), "unsupported"),
+    "a GIF with a PNG behind it": (b"GIF89a" + SOUND, "unsupported"),
+    "a film": (bytes(4) + b"ftypisom" + SOUND, "unsupported"),
+    "too high": (png(1, 20_000, b"x"), "too_large"),
+    "an animated PNG": (png(64, 48, None, (b"acTL", bytes(7) + b"\2")), "unsupported"),
+    "an animated WebP": (
+        b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\2\0\0\0\x3f\0\0\x2f\0\0",
+        "unsupported",
+    ),
 }
 
 
@@ -118,9 +127,11 @@ def test_a_raw_frame_without_a_prompt_or_with_a_wrong_property_is_told_so(
     assert send(asker, SOUND).json["field"] == "prompt"
     wrong = send(asker, SOUND, ("promt", "x")).json
     assert "did you mean prompt" in wrong["message"]
-    for name, value in (("max_tokens", "0"), ("max_tokens", "many"), ("detail", "17")):
-        error = send(asker, SOUND, ("prompt", "x"), (name, value)).json
-        assert error["code"] == "bad_request", (name, value)
+    wrongs = {"max_tokens": ("0", "many"), "detail": ("0", "17", "99", "-1", "1.5", "medium", "")}
+    for name, values in wrongs.items():
+        for value in values:
+            error = send(asker, SOUND, ("prompt", "x"), (name, value)).json
+            assert (error["code"], error["field"]) == ("bad_request", name), value
     assert send(asker, SOUND, ("prompt", "x"), ("images", "[]")).json["code"] == "bad_request"
 
 
@@ -154,6 +165,46 @@ def test_bad_pictures_in_json_are_told_so(
 ) -> None:
     error = send(asker, payload).json
     assert (error["type"], error["code"]) == ("error", code)
+
+
+CODED = base64.b64encode(SOUND).decode()
+JUNK = {
+    "a line break": CODED[:40] + "\n" + CODED[40:],
+    "a space": CODED[:40] + " " + CODED[40:],
+    "junk at its end": CODED + "!",
+    "padding in its middle": CODED[:40] + "==" + CODED[40:],
+    "too short": CODED[:-1] if CODED.endswith("=") else CODED[:-2],
+    "a data URL": "data:image/png;base64," + CODED,
+    "another alphabet": CODED.replace("/", "_").replace("+", "-") + "-_-_",
+    "no ASCII": "é" + CODED,
+    "a NUL": CODED[:40] + "\0" + CODED[40:],
+}
+
+
+@pytest.mark.parametrize("coded", JUNK.values(), ids=JUNK.keys())
+def test_base64_with_junk_is_told_where(asker: Requester, coded: str) -> None:
+    images = [{"b64": CODED}, {"b64": coded}]
+    error = send(asker, {"prompt": "x", "images": images}).json
+    assert (error["code"], error["field"]) == ("bad_request", "images.1.b64")
+
+
+@pytest.mark.parametrize("behind", [b"PK\3\4" + bytes(60), b"<script>1</script>", SOUND])
+def test_what_lies_behind_a_picture_is_not_looked_at(asker: Requester, behind: bytes) -> None:
+    assert send(asker, SOUND + behind, ("prompt", "what is it?")).json["text"] == "what is it?"
+
+
+def test_one_pixel_is_a_picture(asker: Requester) -> None:
+    assert send(asker, png(1, 1), ("prompt", "what is it?")).json["type"] == "result"
+
+
+def test_without_mqtt_5_pictures_are_sent_in_json_and_in_parts(daemon: Daemon) -> None:
+    with Requester(daemon.port, mqtt_5=False) as old:
+        ask_for(old, in_json(SOUND, id="old"))
+        assert old.outcome("old")["usage"]["image_tokens"] == TOKENS
+        part(old, "old-parts", 1, SOUND)
+        ask_for(old, in_parts(0, 1, id="old-parts"))
+        part(old, "old-parts", 0, SOUND)
+        assert old.outcome("old-parts")["usage"]["image_tokens"] == 2 * TOKENS
 
 
 def test_a_right_hash_is_taken(asker: Requester) -> None:
@@ -222,6 +273,26 @@ def test_a_part_that_comes_twice_counts_once_and_the_last_one_counts(asker: Requ
     part(asker, "twice", 0, SOUND)
     ask_for(asker, in_parts(0, id="twice"))
     assert asker.outcome("twice")["type"] == "result"
+
+
+def test_a_part_that_comes_again_after_the_answer_changes_nothing(asker: Requester) -> None:
+    part(asker, "again", 0, SOUND)
+    ask_for(asker, in_parts(0, id="again"))
+    first = asker.outcome("again")
+    part(asker, "again", 0, png(9, 9))
+    assert asker.ask("still here")["text"] == "still here"
+    assert asker.outcomes("again") == [first]
+
+
+def test_of_two_clients_with_one_id_each_is_shown_its_own_part(daemon: Daemon) -> None:
+    pictures = [png(11, 11), png(12, 12)]
+    with Requester(daemon.port) as one, Requester(daemon.port) as other:
+        for asker in (one, other):
+            ask_for(asker, in_parts(0, id="same") | {"prompt": '@script {"see": true}'})
+        for asker, picture in zip((other, one), pictures, strict=True):
+            part(asker, "same", 0, picture)
+        for asker, picture in zip((other, one), pictures, strict=True):
+            assert asker.outcome("same")["text"].split() == [digits(picture)]
 
 
 def test_another_clients_part_is_not_ours(asker: Requester) -> None:

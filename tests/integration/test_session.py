@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -140,6 +142,55 @@ def test_credentials_come_from_a_directory_and_a_rotated_one_is_taken_at_reconne
     until(lambda: "broker_connected" in daemon.log, what="the connection")
     assert "wrong" not in daemon.log
     assert "right" not in daemon.log
+
+
+def test_a_rotated_certificate_is_taken_at_reconnect(
+    broker_with: BrokerWith, run_daemon: RunDaemon, authority: Authority, tmp_path: Path
+) -> None:
+    port = free_port()
+    broker = broker_with(tls_listener(port, authority) + "require_certificate true\n")
+    ours, key = tmp_path / "ours.crt", tmp_path / "ours.key"
+
+    def take(certificate: Path, its_key: Path) -> None:
+        for fresh, place in ((certificate, ours), (its_key, key)):
+            place.write_bytes(fresh.read_bytes())
+
+    take(*authority.issue("old", days=-1))
+    daemon = run_daemon(
+        port,
+        mqtt__tls="true",
+        mqtt__ca_file=authority.certificate,
+        mqtt__cert_file=ours,
+        mqtt__key_file=key,
+        mqtt__reconnect_max_s="1",
+    )
+    until(lambda: daemon.log.count("broker_away") >= 2, what="a refusal")
+    assert "broker_connected" not in daemon.log
+    take(*authority.issue("new"))
+    assert is_answered(broker.port)
+
+
+@pytest.mark.parametrize("names", [["x-amzn-mqtt-ca", "mqtt"], []])
+def test_the_alpn_names_that_are_set_are_offered(
+    run_daemon: RunDaemon, authority: Authority, names: list[str]
+) -> None:
+    """A port that is shared with HTTPS: the first name that both know is the protocol."""
+    certificate, key = authority.issue("shared", host="127.0.0.1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(["h2", "mqtt"])
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        daemon = run_daemon(
+            plain.getsockname()[1],
+            mqtt__tls="true",
+            mqtt__ca_file=authority.certificate,
+            mqtt__alpn=json.dumps(names),
+        )
+        plain.settimeout(20)
+        with context.wrap_socket(plain.accept()[0], server_side=True) as secure:
+            assert secure.selected_alpn_protocol() == ("mqtt" if names else None)
+            assert secure.recv(1) == b"\x10"  # CONNECT
+        daemon.close()
 
 
 @pytest.mark.parametrize(

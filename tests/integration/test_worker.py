@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 import pytest
 
 from phid import channel, worker
-from phid.jobs import Load
-from phid.worker import EngineEnded, Worker, WorkerEvent
+from phid.jobs import Job, Load, Sampling, Turn
+from phid.worker import EngineEnded, EngineSaid, Worker, WorkerEvent
 
 
 def test_an_engine_that_ends_before_anybody_listens_is_noticed(
@@ -34,3 +38,68 @@ def test_an_engine_that_ends_before_anybody_listens_is_noticed(
         assert ended.returncode == 7
         assert engine.ended(ended, 0.0)
         assert engine.retry_at is not None
+
+
+@pytest.fixture
+def leaked() -> Iterator[tuple[Worker, queue.SimpleQueue[WorkerEvent]]]:
+    """A worker whose engine has leaked 40 MiB, and where its events come out."""
+    events: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
+    engine = Worker(Load("scripted", "m", ""), events.put, restart_max_s=1, recycle_bytes=20 << 20)
+    engine.start()
+    until_free(engine, events)
+    for n in range(48):
+        asked = '@script {"tokens": 1, "prompt_tokens": 1, "leak_mb": 1}'
+        engine.submit(Job(str(n), (Turn("user", asked),), Sampling(max_tokens=1)))
+        until_free(engine, events)
+    yield engine, events
+    engine.stop()
+
+
+def until_free(engine: Worker, events: queue.SimpleQueue[WorkerEvent]) -> None:
+    while not engine.free:
+        said = events.get(timeout=10)
+        assert isinstance(said, EngineSaid)
+        engine.take(said)
+
+
+def test_an_engine_that_is_being_recycled_is_given_no_job(
+    leaked: tuple[Worker, queue.SimpleQueue[WorkerEvent]],
+) -> None:
+    engine, events = leaked
+    now = time.monotonic()
+    engine.tick(now, quiet=True)
+    assert engine.free  # it has been quiet for a moment only
+    engine.tick(now + 1.9, quiet=False)
+    engine.tick(now + 2.1, quiet=True)
+    assert engine.free
+    first = engine.pid
+    engine.tick(now + 4.2, quiet=True)
+    assert not engine.free
+    assert engine.recycling is not None
+    ended = events.get(timeout=10)
+    assert isinstance(ended, EngineEnded)
+    assert engine.ended(ended, now)
+    assert (engine.failure, engine.retry_at) == (None, now)
+    engine.tick(now)
+    assert engine.pid != first
+    until_free(engine, events)
+    assert engine.recycling is None
+    engine.tick(now + 9, quiet=True)
+    engine.tick(now + 12, quiet=True)
+    assert engine.free  # the new one has not leaked
+
+
+def test_pauses_grow_only_while_starts_fail(
+    leaked: tuple[Worker, queue.SimpleQueue[WorkerEvent]],
+) -> None:
+    engine, events = leaked
+    pauses = []
+    for _ in range(4):
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        while not isinstance(ended := events.get(timeout=10), EngineEnded):
+            pass
+        assert engine.ended(ended, 100.0)
+        pauses.append((engine.retry_at or 0.0) - 100)
+        engine.start()
+    assert pauses == [0.0, 0.5, 1.0, 1.0]

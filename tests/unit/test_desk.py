@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -12,16 +13,20 @@ import paho.mqtt.client as paho
 import pytest
 
 from phid.broker import Connected, Inbound, Link, Protocol
+from phid.crew import Crew
 from phid.desk import Desk
 from phid.errors import Code, Failure
 from phid.gallery import Gallery, Rules
 from phid.health import Health
 from phid.intake import ArrivalRefused, Intake, RequestArrived
+from phid.jobs import Load
+from phid.lineup import Lineup, Model
 from phid.messages import ErrorMessage
 from phid.outbox import Outbox
 from phid.records import Records
 from phid.sections import Limits
 from phid.settings import Settings
+from phid.worker import Worker
 
 SETTINGS = Settings(device="dev", limits=Limits(backlog=20, per_client=10))
 INTAKE = Intake(SETTINGS.topics, payload_bytes=1 << 20, max_tokens=100, deadline_ms=1000)
@@ -42,13 +47,17 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     )
     desk = Desk(
         SETTINGS,
-        None,
+        Crew(
+            Lineup((Model(Load("scripted", "m", "")),), "m", "m"),
+            partial(Worker, post=print, restart_max_s=1),
+        ),
         outbox,
         Health(tmp_path),
         lambda _: None,
         Gallery(Rules()).picture,
         Records(None, Health(tmp_path)),
     )
+    desk.held = True  # what is taken waits
     yield desk
     client._reset_sockets()
 
@@ -74,18 +83,25 @@ def known(desk: Desk) -> None:
     desk.take(arrived(PROMPT % ("x", ', "id": "i"'), "known"), 0.0, Event())  # type: ignore[arg-type]
 
 
+def hurry(desk: Desk) -> None:
+    limits = SETTINGS.limits.model_copy(update={"rate_per_client": 1.0, "burst_per_client": 1})
+    desk.configure(SETTINGS.model_copy(update={"limits": limits}))
+    desk.take(arrived(PROMPT % ("x", ""), "c"), 1.0, Event())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("prepare", "fields", "client", "code"),
     [
         (lambda desk: fill(desk, 2), "", "c9", Code.BUSY),
         (lambda desk: fill(desk, 1), "", "c0", Code.BUSY),
         (close, "", "c", Code.PAUSED),
+        (hurry, "", "c", Code.BUSY),
         (lambda _: None, ', "model": "other"', "c", Code.NOT_FOUND),
         (known, ', "id": "i"', "known", Code.ID_CONFLICT),
         (lambda _: None, ', "priority": 99', "c", Code.BAD_REQUEST),
         (lambda _: None, ', "session": "s"', "c", Code.UNSUPPORTED),
     ],
-    ids=["full", "its share", "paused", "model", "conflict", "bad", "unsupported"],
+    ids=["full", "its share", "paused", "its rate", "model", "conflict", "bad", "unsupported"],
 )
 @pytest.mark.parametrize("size", [1, 1_000_000], ids=["small", "large"])
 def test_a_refusal_takes_less_than_a_millisecond_of_the_owners_time(

@@ -8,6 +8,7 @@ import re
 import tomllib
 from pathlib import Path
 
+from phid import settings
 from phid.control import VERBS
 from phid.errors import Code
 from phid.health import KEYS
@@ -108,6 +109,15 @@ def test_a_device_hears_what_the_readme_has_sent_to_it() -> None:
         sent = re.sub("<device>", "porch", topic)
         sent = re.sub("<[a-z]+>", "x", sent.replace("<n>", "0"))
         assert (topics.parse(sent) is not None) == ("/in/" in topic), topic
+
+
+def test_the_examples_of_settings_are_sound(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        file = tmp_path / "phid.toml"
+        file.write_text(block)
+        settings.load(file)
 
 
 def test_the_examples_of_answers_are_answers() -> None:

@@ -138,9 +138,10 @@ def test_no_configuration_can_end_the_examination(tmp_path: Path, content: bytes
     settings = Settings(
         device="dut",
         models_dir=tmp_path,
+        engine={"model": str(folder)},  # type: ignore[arg-type]
         mqtt={"host": "127.0.0.1", "port": 1},  # type: ignore[arg-type]
     )
-    asked = Asked(lambda: settings, lambda _: Load("genai", "m", str(folder)), None, wait_s=0.1)
+    asked = Asked(lambda: settings, None, wait_s=0.1)
     found = {verdict.name: verdict for verdict in doctor.examine(asked)}
     assert found["model"].verdict == "bad"
     assert found["engine"].says == "not started: see above"

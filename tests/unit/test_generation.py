@@ -42,11 +42,17 @@ def run(
     *,
     cancel_after: int | None = None,
     clock: Callable[[], float] = lambda: 0.0,
+    loop_tokens: int = 0,
 ) -> list[JobEvent]:
     """All events; the cancel comes while that many have been seen."""
     events: list[JobEvent] = []
     for event in generate(
-        asked, runtime, received_s=0.0, cancelled=lambda: len(events) == cancel_after, clock=clock
+        asked,
+        runtime,
+        received_s=0.0,
+        cancelled=lambda: len(events) == cancel_after,
+        clock=clock,
+        loop_tokens=loop_tokens,
     ):
         events.append(event)  # noqa: PERF402 - the cancel looks at it meanwhile
     return events
@@ -75,6 +81,22 @@ def test_an_answer_that_ends_by_itself_is_stop_and_one_cut_is_length() -> None:
     for limit in (0, 1, 3):
         end = finished(run(job(tokens=3, sampling=Sampling(max_tokens=limit))))
         assert (end.finish, end.usage.output_tokens) == (Finish.LENGTH, limit)
+
+
+def test_an_answer_that_only_repeats_itself_is_cut_and_said_to_be() -> None:
+    tokens = ["It ", "was ", *(["a ", "whale ", "and "] * 200)]
+    sampling = Sampling(max_tokens=900)
+    end = finished(run(job(tokens=tokens, sampling=sampling), loop_tokens=64))
+    assert (end.finish, end.looped, end.usage.output_tokens) == (Finish.LENGTH, True, 96)
+    assert end.text == "".join(tokens[:96])
+    whole = finished(run(job(tokens=tokens, sampling=sampling)))
+    assert (whole.finish, whole.looped, whole.usage.output_tokens) == (Finish.STOP, False, 602)
+
+
+def test_a_loop_cut_shows_what_was_held_back_for_a_stop_string() -> None:
+    sampling = Sampling(max_tokens=900, stop=("round and on",))
+    end = finished(run(job(tokens=["round "] * 500, sampling=sampling), loop_tokens=64))
+    assert (end.looped, end.text) == (True, "round " * 64)
 
 
 def test_an_empty_answer_is_an_answer() -> None:

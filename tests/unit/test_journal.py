@@ -28,6 +28,7 @@ from phid.entries import (
     Marked,
     NotWritten,
     PartKept,
+    Stepped,
     Told,
     Tried,
     Written,
@@ -126,6 +127,19 @@ def test_an_outcome_takes_the_place_of_what_was_asked(path: Path) -> None:
     )
     assert row.accepted.inbound.payload == b""
     assert left.parts == ()
+
+
+def test_a_step_of_the_clock_moves_what_was_written_before_it(path: Path) -> None:
+    book = Book(path)
+    book.write(
+        accepted(1), accepted(2), Ended(2, "{}", 1500.0), PartKept("c", "p", 0, b"x", 1600.0)
+    )
+    book.write(Stepped(250.5), accepted(3))
+    book.journal.stop()
+    left = again(path)
+    times = [(r.accepted.accepted_ts, r.accepted.deadline_ts, r.ended_ts) for r in left.rows]
+    assert times == [(1251.5, 2250.5, 0.0), (1252.5, 2250.5, 1750.5), (1003.0, 2000.0, 0.0)]
+    assert [part.ts for part in left.parts] == [1850.5]
 
 
 def test_what_is_forgotten_is_gone(path: Path) -> None:

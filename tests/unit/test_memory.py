@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -50,3 +53,28 @@ def test_what_is_not_there_is_no_memory() -> None:
         memory.check(40 * MIB, taken + 30 * MIB)
     with pytest.raises(Refused, match="and 0 are free"):
         memory.check(MIB, 10 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("files_mib", "block", "loaded_mib"),
+    [(2646.6, 32, 3317), (2313.8, 128, 2316), (120.4, 32, 254)],
+    ids=["Phi-3.5-mini's geometry, block 32", "the same, block 128", "SmolLM2"],
+)
+def test_the_reckoning_is_within_a_tenth_of_what_was_measured(
+    files_mib: float, block: int, loaded_mib: int
+) -> None:
+    reckoned = memory.model_bytes(round(files_mib * MIB), block, "text")
+    assert reckoned / MIB == pytest.approx(loaded_mib, rel=0.1)
+
+
+def test_what_a_process_takes_is_told_and_nothing_of_one_that_is_gone() -> None:
+    own, now = memory.own_bytes(os.getpid()), memory.resident_bytes(os.getpid())
+    most = memory.most_bytes(os.getpid())
+    assert own is not None
+    assert now is not None
+    assert most is not None
+    assert 0 < own < now <= most + MIB
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for read in (memory.own_bytes, memory.resident_bytes, memory.most_bytes):
+        assert read(gone.pid) is None

@@ -17,6 +17,8 @@ from phid.topics import Topics
 
 INTAKE = Intake(Topics("phid/v1", "dev"), payload_bytes=1 << 20, max_tokens=100, deadline_ms=90_000)
 ADDRESS = ReplyAddress("phid/v1/client/c/rx", b"corr")
+LATE = messages.error_message("r", Failure(Code.EXPIRED, "late"))
+OUTCOME = messages.encode(LATE).decode()
 WALL, NOW = 1_800_000_000.0, 500.0
 
 
@@ -55,6 +57,16 @@ def test_a_clock_that_is_not_set_yet_makes_nothing_late() -> None:
     assert again.arrived.deadline_s == 60
 
 
+def test_a_clock_that_was_not_set_then_makes_nothing_late() -> None:
+    early = replace(row().accepted, accepted_ts=100.0, deadline_ts=160.0)
+    again = one(replace(row(), accepted=early))
+    assert isinstance(again, Again)
+    assert (again.arrived_at, again.arrived.deadline_s) == (NOW, 60)
+    over = one(row(outcome=OUTCOME, ended_ts=100.0))
+    assert isinstance(over, Over)
+    assert over.ticket.forget_at == NOW + 600
+
+
 def test_what_was_heard_of_is_not_run_again() -> None:
     over = one(row(marked=True))
     assert isinstance(over, Over)
@@ -72,13 +84,11 @@ def test_what_these_settings_do_not_take_is_told_why() -> None:
 
 @pytest.mark.parametrize("told", [True, False])
 def test_an_outcome_is_kept_as_long_as_it_would_have_been(*, told: bool) -> None:
-    outcome = messages.error_message("r", Failure(Code.EXPIRED, "late"))
-    text = messages.encode(outcome).decode()
-    over = one(row(outcome=text, ended_ts=WALL - 100, told=told))
+    over = one(row(outcome=OUTCOME, ended_ts=WALL - 100, told=told))
     assert isinstance(over, Over)
     assert over.failure is None
     assert isinstance(over.ticket.outcome, ErrorMessage)
-    assert over.ticket.outcome == outcome
+    assert over.ticket.outcome == LATE
     assert over.ticket.told is told
     assert over.ticket.forget_at == NOW - 100 + 600
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from phid import attachments, settings, topics, watches
 from phid.attachments import PictureLimits
 from phid.broker import Connected, Protocol, Subscribed
+from phid.crew import Crew
 from phid.errors import Code, Refused
 from phid.health import Health
 from phid.jobs import EngineFacts, Failed, Finish, Finished, Job, Load, Unchanged, Usage
+from phid.lineup import Lineup, Model
 from phid.lookout import Lookout
 from phid.outbox import Outbox
 from phid.requests import decode_watch
@@ -54,6 +57,17 @@ def watch(**fields: Any) -> Watch:
 def test_the_question_names_camera_and_label(topic_filter: str, topic: str, said: str) -> None:
     asked = watch(topic=topic_filter, prompt="{label} at {camera}").question(topic)
     assert asked == said
+
+
+names = st.sampled_from(["<|image_1|>", "|image_1|", "image_1|>", "<", "<|", "|", "x"])
+
+
+@given(names, names, st.sampled_from(["{camera}", "<{camera}>", "{label}<{camera}{label}> ", ""]))
+def test_no_camera_can_write_an_image_tag(camera: str, label: str, prompt: str) -> None:
+    one = watch(topic="+/+", prompt=f"<|image_1|>{prompt}")
+    asked = one.question(f"{camera}/{label}")
+    assert re.findall(r"<\|image_[0-9]+\|>", asked) == ["<|image_1|>"]
+    assert one.camera(f"{camera}/{label}") == camera
 
 
 def test_other_braces_of_a_prompt_stay() -> None:
@@ -434,11 +448,13 @@ class Hands:
     """A worker without an engine."""
 
     def __init__(self, kind: Any = "vision") -> None:
-        self.load = Load("scripted", "m", "m?vision")
+        self.load = Load("genai", "m", "/m")
         self.facts = EngineFacts("m", kind, "scripted", "1", "cpu", 1, 4096, 1, 1)
         self.jobs: list[Job] = []
         self.cancelled: list[str] = []
         self.free = True
+        self.state, self.failure, self.hopeless, self.used_at = "ready", None, False, 0.0
+        self.why = "died"
 
     def submit(self, job: Job) -> None:
         assert self.free
@@ -458,10 +474,11 @@ class Scene:
         self.worker, self.line, self.outbox = Hands(kind), Line(), Outbox()
         self.health = Health(folder)
         self.notebook = Notebook(folder / "watches.json")
+        crew = Crew(Lineup((Model(self.worker.load),), "m", "m"), lambda _: self.worker)  # type: ignore[arg-type, return-value]
         self.lookout = Lookout(
             self.settings,
             Roster(self.notebook, "phid/v1"),
-            self.worker,  # type: ignore[arg-type]
+            crew,
             self.outbox,
             self.health,
             lambda: self.minute,
@@ -654,7 +671,7 @@ def test_a_watch_that_kills_engines_is_suspended_until_it_is_changed(scene: Scen
         s.frame()
         s.tick(2)
         s.worker.free = True
-        s.lookout.engine_lost("the engine died", s.now)
+        s.lookout.engine_lost(s.worker, s.now)  # type: ignore[arg-type]
     assert [t["code"] for t in s.told()] == ["engine_lost"] * 2
     s.frame()
     s.tick(2)

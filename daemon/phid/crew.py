@@ -1,0 +1,384 @@
+"""The engines of this device: which models are loaded, which come, and which make room for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from phid import log, memory
+from phid.errors import Code, Failure, Refused
+from phid.jobs import EngineFacts, Event, Load, LoadFailed, Ready
+from phid.lineup import Kind, Lineup, Model
+from phid.worker import EngineEnded, EngineSaid, Worker
+
+ModelState = Literal["loading", "ready", "failed", "unloaded"]
+Slot = Literal["text", "frame"]
+
+_MIB = 1 << 20
+_log = log.get("crew")
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A model and its worker. `leaving` says why it is to be unloaded, until it is wanted again."""
+
+    model: Model
+    worker: Worker
+    leaving: str | None = None
+    pinned: bool = False
+
+    @property
+    def takes_memory(self) -> bool:
+        return self.worker.state != "stopped"
+
+    @property
+    def kind(self) -> Kind | None:
+        facts = self.worker.facts
+        return facts.kind if facts is not None else self.model.kind
+
+    @property
+    def idle(self) -> bool:
+        return self.worker.state in ("ready", "pausing") and self.worker.running is None
+
+
+@dataclass(frozen=True, slots=True)
+class _Switch:
+    """A default that is about to change: `old` of each slot, to go back to."""
+
+    name: str
+    old: dict[Slot, str | None]
+    in_force: bool
+
+
+class Crew:
+    """One worker for each model, of which as many are loaded as memory allows.
+
+    One is loaded at a time. The defaults stay until another model needs their room, pinned ones
+    whatever comes, the others until nobody has asked for them for `keep_alive_s`. `hire` makes the
+    worker of a model. `budget_bytes` bounds what all take together, by reckoning; 0: what the
+    machine has. `tell` hears of every change with a reason, where there is one. Owner thread only;
+    never waits but in `stop`.
+    """
+
+    def __init__(
+        self,
+        lineup: Lineup,
+        hire: Callable[[Load], Worker],
+        *,
+        keep_alive_s: float = 300.0,
+        budget_bytes: int = 0,
+        available: Callable[[], int] = memory.available_bytes,
+        tell: Callable[[str, ModelState, str | None], None] = lambda _name, _state, _reason: None,
+    ) -> None:
+        self.keep_alive_s = keep_alive_s
+        self.tell = tell
+        self.loads = 0
+        self._hire = hire
+        self._budget = budget_bytes
+        self._available = available
+        self._find = lineup.find
+        self._members: dict[str, _Member] = {}
+        for model in lineup.models:
+            self._join(model).pinned = model.name in lineup.pinned
+        self._defaults: dict[Slot, str | None] = {"text": lineup.text, "frame": lineup.frame}
+        self._switch: _Switch | None = None
+
+    # What there is.
+
+    @property
+    def names(self) -> list[str]:
+        """What requests may give as `model`, the default first."""
+        default = self._defaults["text"]
+        return sorted(self._members, key=lambda name: name != default)
+
+    @property
+    def workers(self) -> Iterator[Worker]:
+        """Those of all models, loaded or not."""
+        return (member.worker for member in self._members.values())
+
+    @property
+    def lead(self) -> Worker | None:
+        """The one that stands for the device: its default where that is loaded."""
+        default = self._members.get(self._defaults["text"] or "")
+        ready = [m for m in self._members.values() if m.worker.state == "ready"]
+        if default is None or default in ready or not ready:
+            return default.worker if default else None
+        return max((member.worker for member in ready), key=lambda worker: worker.used_at)
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why a default cannot answer at present."""
+        failures = (m.worker.failure for m in self._default_members())
+        return next((f for f in failures if f is not None), None)
+
+    @property
+    def facts(self) -> tuple[EngineFacts, ...]:
+        """Of every loaded model."""
+        return tuple(w.facts for w in self.workers if w.facts is not None)
+
+    @property
+    def states(self) -> dict[str, str]:
+        """What each model's worker does."""
+        return {name: member.worker.state for name, member in self._members.items()}
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of every engine."""
+        return tuple(w.pid for w in self.workers if w.pid is not None)
+
+    def name_for(self, asked: str | None, *, pictures: bool) -> str:
+        """The model that answers. Raises Refused where a request names one that is not here."""
+        name = asked or self._defaults["frame" if pictures else "text"]
+        if name not in self._members:
+            raise Refused(Code.NOT_FOUND, "no such model here: see out/info", field="model")
+        return name
+
+    def check(self, asked: str | None, *, pictures: bool) -> None:
+        """Raises Refused where no engine of ours will ever answer such a request."""
+        member = self._members[self.name_for(asked, pictures=pictures)]
+        worker = member.worker
+        if worker.hopeless and worker.failure is not None:
+            says = f"{worker.failure.code}: {worker.failure.message}"
+            raise Refused(Code.LOADING, says, retry_after_ms=5000)
+        if pictures and member.kind == "text" and worker.load.runtime != "scripted":
+            says = f"{member.model.name} does not look at pictures: it needs a vision model"
+            raise Refused(Code.UNSUPPORTED, says, field="images")
+
+    def ready(self, name: str) -> Worker | None:
+        """Its worker, if a job would be run at once."""
+        worker = self._members[name].worker
+        return worker if worker.free else None
+
+    def is_loaded(self, name: str) -> bool:
+        """True while it answers without being loaded first."""
+        return self._members[name].worker.state == "ready"
+
+    # Who is to be loaded.
+
+    def start(self) -> None:
+        """Load the default for text; the others follow as there is room."""
+        name = self._defaults["text"]
+        if name is not None:
+            self._start(self._members[name])
+
+    def stop(self) -> None:
+        """End every engine; waits up to two seconds for each."""
+        for worker in self.workers:
+            worker.stop()
+
+    def restart(self) -> None:
+        """End every engine, without waiting; each that was loaded is loaded again."""
+        for worker in self.workers:
+            worker.restart()
+
+    def want(self, name: str, now: float, *, courteous: bool = False) -> None:
+        """Have this model loaded, if need be in the place of others that do nothing now.
+
+        `courteous`: only of such that nobody has asked for lately. Nothing happens yet while
+        another is being loaded or unloaded, or what is in the way is busy: ask again. Raises
+        Refused (no_memory) where room cannot be made.
+        """
+        member = self._members[name]
+        member.leaving = None
+        if member.worker.state != "stopped" or self._changing:
+            return
+        missing = self._missing(member)
+        if missing <= 0:
+            self._start(member)
+            return
+        victims = []
+        others = [m for m in self._members.values() if m.takes_memory and not m.pinned]
+        for other in sorted(others, key=lambda m: m.worker.used_at):
+            victims.append(other)
+            missing -= other.model.needed_bytes
+            if missing <= 0:
+                break
+        if courteous and any(now - m.worker.used_at < self.keep_alive_s for m in victims):
+            return
+        if missing > 0 and (self._is_over_budget(member) or any(self._pinned_loaded())):
+            self._refuse_for_memory(member)
+        if not victims:
+            # Nothing of ours is in the way: the engine itself says what a job may take.
+            self._start(member)
+            return
+        for victim in victims:
+            if victim.idle:
+                self._retire(victim, f"made room for {name}", now)
+
+    def waits_for_room(self, name: str) -> bool:
+        """True if it can only be loaded in the place of one that is loaded now."""
+        member = self._members[name]
+        return member.worker.state == "stopped" and self._missing(member) > 0
+
+    def tick(self, now: float, *, quiet: bool = False) -> None:
+        """Bring each worker along; load what is missing and fits, end what nobody has asked for.
+
+        It is `quiet` while no request is open.
+        """
+        for worker in self.workers:
+            worker.tick(now, quiet=quiet)
+        self._complete_switch()
+        for member in self._members.values():
+            if not member.idle:
+                continue
+            kept = member.pinned or member in self._default_members()
+            if member.leaving is not None:
+                self._retire(member, member.leaving, now)
+            elif not kept and now - member.worker.used_at >= self.keep_alive_s:
+                self._retire(member, "nobody has asked for it", now)
+        wanted = [*self._default_members(), *self._pinned()]
+        for member in wanted:
+            if member.worker.state == "stopped" and not (member.leaving or self._changing):
+                if self._missing(member) <= 0:
+                    self._start(member)
+                break
+
+    # What operators say. Raises Refused.
+
+    def load(self, name: str, now: float, *, pin: bool) -> None:
+        """Have a model loaded, and stay if `pin`; any that is on this machine."""
+        member = self._known(name)
+        member.pinned = member.pinned or pin
+        self.want(name, now)
+
+    def unload(self, name: str, now: float) -> None:
+        """End its engine when it has nothing to do, until somebody wants it again."""
+        member = self._members.get(name)
+        if member is None:
+            raise Refused(Code.NOT_FOUND, "no such model here: see out/info", field="model")
+        member.pinned, member.leaving = False, "unloaded by command"
+        self.tick(now)
+
+    def switch(self, name: str, now: float) -> None:
+        """Make it the default of its kind, until the service is started anew.
+
+        The old one answers until it is loaded, where memory holds both; else it goes first, and
+        what is asked meanwhile waits. If it cannot be loaded, the old one stays or comes back.
+        """
+        member = self._known(name)
+        slots: list[Slot] = ["frame"] if member.kind == "vision" else ["text"]
+        both = self._defaults["text"]
+        if both is not None and both == self._defaults["frame"]:
+            # One for both is replaced in both, but frames stay with what can see.
+            sees = self._members[both].kind == "vision"
+            slots = ["text"] if sees and member.kind != "vision" else ["text", "frame"]
+        old = {slot: self._defaults[slot] for slot in slots}
+        beside = not self.waits_for_room(name)
+        self._switch = _Switch(name, old, in_force=not beside)
+        if not beside:
+            self._make_default(self._switch)
+        self.want(name, now)
+        self._complete_switch()
+
+    # What the engines say.
+
+    def take(self, said: EngineSaid) -> tuple[Worker, Event] | None:
+        """The worker it is of, and the event; None for what a dead engine still had to say."""
+        for member in self._members.values():
+            event = member.worker.take(said)
+            if event is None:
+                continue
+            if isinstance(event, Ready):
+                self.loads += 1
+                self.tell(member.model.name, "ready", None)
+            elif isinstance(event, LoadFailed):
+                self.tell(member.model.name, "failed", event.message)
+                self._abandon_switch(member.model.name)
+            return member.worker, event
+        return None
+
+    def ended(self, ended: EngineEnded, now: float) -> Worker | None:
+        """The worker whose engine was lost, with its job; None if it was to end."""
+        for member in self._members.values():
+            if member.worker.ended(ended, now):
+                return member.worker
+        return None
+
+    # Inside.
+
+    @property
+    def _changing(self) -> bool:
+        """True while one is being loaded or unloaded: what memory there is will show after that."""
+        return any(w.state in ("loading", "retiring") for w in self.workers)
+
+    def _default_members(self) -> list[_Member]:
+        names = dict.fromkeys(name for name in self._defaults.values() if name is not None)
+        return [self._members[name] for name in names]
+
+    def _pinned(self) -> list[_Member]:
+        return [member for member in self._members.values() if member.pinned]
+
+    def _pinned_loaded(self) -> Iterator[_Member]:
+        return (member for member in self._pinned() if member.takes_memory)
+
+    def _join(self, model: Model) -> _Member:
+        member = _Member(model, self._hire(model.load))
+        self._members[model.name] = member
+        return member
+
+    def _known(self, name: str) -> _Member:
+        member = self._members.get(name)
+        if member is None:
+            model = self._find(name)
+            if model is None:
+                says = f"there is no model {name} on this machine: see `phid models`"
+                raise Refused(Code.NOT_FOUND, says, field="model")
+            member = self._join(model)
+        return member
+
+    def _missing(self, member: _Member) -> int:
+        """How many bytes there are too few to load it beside what is loaded."""
+        needed = member.model.needed_bytes
+        missing = needed - self._available()
+        if self._budget:
+            taken = sum(m.model.needed_bytes for m in self._members.values() if m.takes_memory)
+            missing = max(missing, taken + needed - self._budget)
+        return missing if needed else 0
+
+    def _is_over_budget(self, member: _Member) -> bool:
+        return bool(self._budget) and member.model.needed_bytes > self._budget
+
+    def _refuse_for_memory(self, member: _Member) -> None:
+        pinned = sum(m.model.needed_bytes for m in self._pinned_loaded()) // _MIB
+        says = f"{member.model.name} needs {member.model.needed_bytes // _MIB} MiB of memory"
+        if self._is_over_budget(member):
+            says += f", and the models may take {self._budget // _MIB} (engine.budget_mb)"
+        else:
+            says += f", and the pinned models take {pinned}"
+        raise Refused(Code.NO_MEMORY, says)
+
+    def _start(self, member: _Member) -> None:
+        member.worker.start()
+        self.tell(member.model.name, "loading", None)
+
+    def _retire(self, member: _Member, reason: str, now: float) -> None:
+        _log.info("model_unloaded", model=member.model.name, reason=reason)
+        member.worker.retire(now)
+        self.tell(member.model.name, "unloaded", reason)
+
+    def _make_default(self, switch: _Switch) -> None:
+        for slot in switch.old:
+            self._defaults[slot] = switch.name
+        _log.info("default_switched", model=switch.name, slots=list(switch.old))
+
+    def _complete_switch(self) -> None:
+        switch = self._switch
+        if switch is None or not self.is_loaded(switch.name):
+            return
+        self._switch = None
+        if not switch.in_force:
+            self._make_default(switch)
+        for name in {n for n in switch.old.values() if n not in (None, switch.name)}:
+            old = self._members[name]
+            if not old.pinned and old not in self._default_members():
+                old.leaving = f"{switch.name} has taken its place"
+
+    def _abandon_switch(self, name: str) -> None:
+        switch = self._switch
+        if switch is None or switch.name != name:
+            return
+        self._switch = None
+        if switch.in_force:
+            self._defaults.update(switch.old)
+        _log.error("switch_abandoned", model=name)

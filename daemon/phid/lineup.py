@@ -1,0 +1,133 @@
+"""Which models the settings name, where they are, and what each will take: read when asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from phid import memory, proposal, store
+from phid.jobs import Load
+from phid.settings import Settings
+
+Kind = Literal["text", "vision"]
+
+# A job of a usual length must fit too.
+_USUAL_TOKENS = 1024
+_FLOAT_BYTES = 4
+# The smallest in use takes the most.
+_BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that can be run. `kind` is None where its files do not tell.
+
+    `needed_bytes` is what its process will take with a job of usual length: reckoned, not measured.
+    """
+
+    load: Load
+    kind: Kind | None = None
+    needed_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        return self.load.model
+
+
+@dataclass(frozen=True, slots=True)
+class Lineup:
+    """The models of this device, and whose turn it is where a request names none.
+
+    `text` answers on in/text, `frame` on in/frame; `pinned` ones stay loaded. `find` gives another
+    one that is on this machine, for whoever operates it.
+    """
+
+    models: tuple[Model, ...] = ()
+    text: str | None = None
+    frame: str | None = None
+    pinned: frozenset[str] = frozenset()
+    find: Callable[[str], Model | None] = field(default=lambda _: None, compare=False)
+
+
+def read(settings: Settings) -> Lineup:
+    """The models that the settings name; none if there is not even a default."""
+    engine = settings.engine
+    text = model_of(settings, engine.model)
+    if text is None:
+        return Lineup()
+    frame = model_of(settings, engine.frame_model) if engine.frame_model else text
+    others = [model_of(settings, name) for name in (*engine.models, *engine.pinned)]
+    models = {model.name: model for model in (text, frame, *others) if model is not None}
+    pinned = [model_of(settings, name) for name in engine.pinned]
+    return Lineup(
+        models=tuple(models.values()),
+        text=text.name,
+        frame=frame.name if frame else text.name,
+        pinned=frozenset(model.name for model in pinned if model is not None),
+        find=lambda name: _stored(settings, name),
+    )
+
+
+def model_of(settings: Settings, wanted: str) -> Model | None:
+    """The model of this name or path; None where an empty name finds none that can run.
+
+    Of several it means the one that `fit` prefers, which takes a second to find out, once.
+    """
+    engine = settings.engine
+    kind: Kind | None = None
+    needed = 0
+    if engine.runtime == "scripted":
+        name, _, path = wanted.partition("?")  # what the script says of its loading
+        name = name or "scripted"
+    else:
+        found = store.resolve(wanted, settings.models_dir)
+        if found is None and (best := proposal.preferred(settings)):
+            found = best.name, best.path
+        if found is None:
+            return None
+        name, path = found[0], str(found[1])
+        kind, needed = _reckon(found[1])
+    load = Load(
+        runtime=engine.runtime,
+        model=name,
+        path=path,
+        threads=engine.threads,
+        prefill_slice=engine.prefill_slice,
+        max_context=engine.max_context,
+        processor=settings.vision.processor,
+        memory_bytes=engine.memory_mb << 20,
+        loop_tokens=engine.loop_tokens,
+    )
+    return Model(load, kind, needed)
+
+
+def _stored(settings: Settings, name: str) -> Model | None:
+    """A model in the models folder; no path leads out of it."""
+    known = {model.name for model in store.models(settings.models_dir)}
+    return model_of(settings, name) if name in known else None
+
+
+def _reckon(folder: Path) -> tuple[Kind | None, int]:
+    """What kind of model a folder holds, and what its engine will take, in bytes."""
+    stored = store.read(folder)
+    if stored is None:
+        return None, 0
+    kind: Kind = "vision" if stored.type == "phi3v" else "text"
+    tokens = min(stored.context, _USUAL_TOKENS)
+    cache = _cache_bytes_per_token(folder) * tokens
+    return kind, memory.model_bytes(stored.size_bytes, _BLOCK, kind) + cache
+
+
+def _cache_bytes_per_token(folder: Path) -> int:
+    """As on a CPU, whose cache is float32: the most that it takes."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "genai_config.json").read_text("utf-8"))
+        decoder = config["model"]["decoder"]
+        heads = decoder["num_hidden_layers"] * decoder["num_key_value_heads"]
+        return int(heads * decoder["head_size"]) * 2 * _FLOAT_BYTES
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

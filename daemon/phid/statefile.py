@@ -1,0 +1,54 @@
+"""A small JSON file of ours: read if we understand it, else set aside; replaced as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from phid import log
+
+_log = log.get("statefile")
+
+
+def read(path: Path, schema: int) -> dict[str, Any]:
+    """What it says; nothing if it is not there.
+
+    One that is damaged, or that a later version has written, is never guessed at: it is kept
+    beside under another name, with an error in the log, for whoever wants it back.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        _log.error("state_unreadable", path=str(path), reason=str(error))
+        return {}
+    except (ValueError, RecursionError) as error:
+        return _set_aside(path, f"it is damaged: {error}")
+    found = content.get("schema") if isinstance(content, dict) else None
+    if not isinstance(found, int) or isinstance(found, bool):
+        return _set_aside(path, "it is none of ours: it names no schema")
+    if found > schema:
+        says = f"written by a later version of phid: its schema is {found}, ours {schema}"
+        return _set_aside(path, says)
+    return dict(content)
+
+
+def write(path: Path, schema: int, content: dict[str, Any]) -> None:
+    """Replace what it says. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    page = json.dumps({"schema": schema} | content, ensure_ascii=False, indent=1)
+    fresh.write_text(page, encoding="utf-8")
+    fresh.replace(path)
+
+
+def _set_aside(path: Path, reason: str) -> dict[str, Any]:
+    aside = path.with_name(f"{path.name}.{time.time_ns() // 1_000_000}.bad")
+    with contextlib.suppress(OSError):
+        path.replace(aside)
+    _log.error("state_set_aside", path=str(path), reason=reason, kept=str(aside))
+    return {}

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from phid import statefile
+
+SOUND = {"schema": 1, "brokers": {"a": 1}}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "brokers.json"
+
+
+def put(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def test_what_is_written_is_read(path: Path) -> None:
+    statefile.write(path, 1, {"brokers": {"ä": 1}})
+    assert statefile.read(path, 1) == {"schema": 1, "brokers": {"ä": 1}}
+    assert [file.name for file in path.parent.iterdir()] == ["brokers.json"]
+
+
+def test_what_an_earlier_version_wrote_is_read(path: Path) -> None:
+    put(path, json.dumps(SOUND))
+    assert statefile.read(path, 2) == SOUND
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"schema": 2, "brokers": {"a": 1}}', "a later version of phid: its schema is 2, ours 1"),
+        ('{"schema": 1, "brok', "damaged"),
+        (b"\xff\xfe", "damaged"),
+        ("", "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("[]", "names no schema"),
+        ('{"brokers": {}}', "names no schema"),
+        ('{"schema": "1"}', "names no schema"),
+        ('{"schema": true}', "names no schema"),
+    ],
+)
+def test_what_is_not_understood_is_set_aside_whole_and_told(
+    path: Path, content: str | bytes, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(path, content)
+    before = path.read_bytes()
+    assert statefile.read(path, 1) == {}
+    (kept,) = path.parent.iterdir()
+    assert kept.name.startswith("brokers.json.")
+    assert kept.name.endswith(".bad")
+    assert kept.read_bytes() == before
+    told = capsys.readouterr()
+    assert "state_set_aside" in told.err + told.out
+    assert says in told.err + told.out
+    statefile.write(path, 1, {})
+    assert statefile.read(path, 1) == {"schema": 1}
+    assert kept.read_bytes() == before
+
+
+def test_what_is_no_file_is_told_and_left(path: Path) -> None:
+    path.mkdir(parents=True)
+    assert statefile.read(path, 1) == {}
+    assert path.is_dir()
