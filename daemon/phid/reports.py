@@ -21,7 +21,9 @@ from phid.settings import Settings
 from phid.worker import Worker
 
 VERSION = __version__
-NO_MODEL = "no model is configured: set engine.model, or run `phid models prepare demo`"
+NO_MODEL = (
+    "there is no model: `phid models fit` says which to pull, `phid models pull NAME` does it"
+)
 _RETRY_MS = 5000
 
 StateName = Literal["loading", "online", "degraded", "paused", "draining", "offline"]

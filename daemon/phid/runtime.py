@@ -11,7 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from phid import execution, memory, placement, threads, traces, vocabulary
+from phid import (
+    execution,
+    manifest,
+    memory,
+    placement,
+    soundness,
+    threads,
+    traces,
+    vocabulary,
+)
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Load, Loading
 from phid.providers import PROVIDERS, UNKNOWN
@@ -44,6 +53,12 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     report(Loading("reading the configuration"))
     folder = Path(load.path)
     config = _read_config(folder)
+    try:
+        manifest.read(folder)
+    except manifest.Newer as newer:
+        raise Refused(Code.UNSUPPORTED, str(newer)) from None
+    except manifest.Damaged:
+        pass  # what it would say is for `phid models verify`
     kind = _kind(config)
     estimate = _estimate_bytes(folder, config, kind)
     if not PROVIDERS[load.provider].own_memory:
@@ -58,12 +73,17 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     og_config.overlay(json.dumps({"model": graphs}))
     execution.place(og_config, load)
     report(Loading("loading the model"))
-    model = og.Model(og_config)
-    tokenizer = og.Tokenizer(model)
-    report(Loading("warming up"))
-    warm = _warm_up(model, tokenizer, config)
+    try:
+        model = og.Model(og_config)
+        tokenizer = og.Tokenizer(model)
+        report(Loading("warming up"))
+        warm = _warm_up(model, tokenizer, config)
+    except RuntimeError as error:
+        raise _explained(error, folder) from None
     measured = warm.placement or placement.by_libraries() or dict(load.proven)
     tokens = vocabulary.read(folder / "tokenizer.json")
+    if tokens.pieces and (fault := soundness.misfit(len(tokens.pieces), config.get("vocab_size"))):
+        raise Refused(Code.INTERNAL, f"tokenizer.json belongs to another model: {fault}")
     context = int(config["context_length"])
     facts = EngineFacts(
         model=load.model,
@@ -107,6 +127,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise Refused(Code.NOT_FOUND, f"{CONFIG} names {name}, which is not in {folder}")
     return model
+
+
+def _explained(error: RuntimeError, folder: Path) -> Exception:
+    """What a person can do something about, if the folder shows it; else the runtime's own error.
+
+    Looked for only now, so that a sound model starts without being searched for faults.
+    """
+    try:
+        fault = next(soundness.faults(folder), None)
+    except (soundness.NoModel, OSError):
+        fault = None
+    if fault is None and "was not found" in str(error):  # an input or output of a graph
+        fault = (
+            f"{CONFIG} tells of another kind of model, text or vision, than its graphs ({error})"
+        )
+    if fault is None:
+        return error
+    return Refused(Code.INTERNAL, f"{fault}: fetch the model again (`phid models verify`)")
 
 
 def _estimate_bytes(folder: Path, config: dict[str, Any], kind: Literal["text", "vision"]) -> int:

@@ -81,7 +81,8 @@ class Engine(Section):
     )
     model: str = Field(
         "",
-        description="A model's name in models_dir or a folder's path; empty: the only one there.",
+        description="A model's name in models_dir or a folder's path; empty: the only one, or of "
+        "several the one that `phid models fit` prefers.",
     )
     frame_model: str = Field(
         "", description="Answers requests with pictures that name no model; empty: engine.model."

@@ -21,7 +21,8 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnparsableEnvironmentError
 
-from phid import proven, providers, topics, watches
+from phid import catalog, proven, providers, topics, watches
+from phid.catalog import Build
 from phid.errors import Refused
 from phid.proofs import Wanted
 from phid.sections import (
@@ -80,6 +81,9 @@ class Settings(BaseSettings):
     watches: tuple[Watch, ...] = Field(
         (), description="Standing prompts on camera topics: a [[watches]] table for each."
     )
+    catalog: tuple[Build, ...] = Field(
+        (), description="Models of your own to pull: a [[catalog]] table for each."
+    )
     mqtt: Mqtt = Mqtt()
     engine: Engine = Engine()
     provider_options: ProviderOptions = ProviderOptions()
@@ -118,6 +122,14 @@ class Settings(BaseSettings):
             watches.check_all(self.watches, self.mqtt.base, self.vision.max_images)
         except Refused as refused:
             raise ValueError(f"watches: {refused.failure.message}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _catalog_is_sound(self) -> Settings:
+        try:
+            catalog.check(self.catalog)
+        except ValueError as error:
+            raise ValueError(f"catalog: {error}") from None
         return self
 
     @model_validator(mode="after")
@@ -301,6 +313,8 @@ def _in_words(error: dict[str, Any]) -> str:
         known = set(names()) | {dotted.partition(".")[0] for dotted in names()}
         if error["loc"][0] == "watches":
             known = {f"{name.rpartition('.')[0]}.{field}" for field in Watch.model_fields}
+        if error["loc"][0] == "catalog":
+            known = {f"{name.rpartition('.')[0]}.{field}" for field in Build.model_fields}
         return f"{name} is no setting{_nearest(name, known)}"
     variable = environment().get(name)
     where = f" (in {variable})" if variable else ""

@@ -1,11 +1,31 @@
-"""The models on this machine: folders that the runtime can load."""
+"""The models on this machine: folders that the runtime can load, each with its manifest."""
 
 from __future__ import annotations
 
-import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from phid import lockfile, manifest, soundness
+from phid.manifest import Kept, Manifest
+
+Progress = Callable[[str, float | None], None]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RECORDS = ".known"
+# What stays free on a disk: one that is full stops more than a pull.
+RESERVE_BYTES = 64 << 20
+
+
+class StoreError(Exception):
+    """The store cannot do it; the message says why and how to mend it, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +37,7 @@ class StoredModel:
     type: str
     context: int
     size_bytes: int
+    kind: Literal["text", "vision"] = "text"
 
 
 def models(models_dir: Path) -> list[StoredModel]:
@@ -30,12 +51,13 @@ def models(models_dir: Path) -> list[StoredModel]:
 def read(path: Path) -> StoredModel | None:
     """The model in a folder; None if there is none that can be read."""
     try:
-        config: dict[str, Any] = json.loads((path / "genai_config.json").read_text("utf-8"))
-        model = config["model"]
+        model = soundness.config(path)
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        return StoredModel(path.name, path, str(model["type"]), int(model["context_length"]), size)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, soundness.NoModel):
         return None
+    kind: Literal["text", "vision"] = "vision" if "vision" in model else "text"
+    context = int(model["context_length"])
+    return StoredModel(path.name, path, str(model["type"]), context, size, kind)
 
 
 def resolve(wanted: str, models_dir: Path) -> tuple[str, Path] | None:
@@ -51,3 +73,215 @@ def resolve(wanted: str, models_dir: Path) -> tuple[str, Path] | None:
     if path.is_absolute() or len(path.parts) > 1:
         return path.name, path
     return wanted, models_dir / wanted
+
+
+def find(name: str, models_dir: Path) -> StoredModel:
+    """The model of this name. Raises StoreError."""
+    found = read(models_dir / name) if is_name(name) else None
+    if found is None:
+        names = ", ".join(model.name for model in models(models_dir)) or "none"
+        raise StoreError(f"there is no model {name} in {models_dir} (there: {names})")
+    return found
+
+
+def is_name(name: str) -> bool:
+    """True if a model may be called so: it is a folder's name, and stands in messages."""
+    return _NAME.fullmatch(name) is not None
+
+
+@contextmanager
+def changing(models_dir: Path, name: str, progress: Progress) -> Iterator[None]:
+    """Nobody else changes this model meanwhile; a second process waits, and says so.
+
+    Raises StoreError where the store cannot be written.
+    """
+    waiting = partial(progress, f"waiting for another process that works on {name}", None)
+    try:
+        models_dir.mkdir(parents=True, exist_ok=True)
+        with lockfile.alone(models_dir / f".{name}.lock", waiting):
+            yield
+    except OSError as error:
+        raise StoreError(cannot_write(models_dir, error)) from error
+
+
+def cannot_write(models_dir: Path, error: OSError) -> str:
+    """Why a change to the store failed, and what mends it."""
+    return (
+        f"cannot write to {models_dir} ({error.strerror or error}): give this user the right to,"
+        " or set another models_dir (PHID_MODELS_DIR)"
+    )
+
+
+def check_room(models_dir: Path, needed: int, what: str) -> None:
+    """Raises StoreError if so many bytes more do not fit on the disk."""
+    free = shutil.disk_usage(models_dir).free
+    if needed + RESERVE_BYTES > free:
+        short = (needed + RESERVE_BYTES - free) / 1e6
+        raise StoreError(
+            f"{what} needs {needed / 1e6:.0f} MB more and {models_dir} has {free / 1e6:.0f} MB"
+            f" free: make room for {short:.0f} MB, or set another models_dir"
+        )
+
+
+def publish(work: Path, folder: Path, made: Manifest) -> None:
+    """Make a whole folder the model of its name, at once. Raises OSError."""
+    path = work / manifest.NAME
+    path.write_text(made.text(), encoding="utf-8")
+    flush(path)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # a killed run left it
+    if folder.exists():
+        folder.rename(old)
+    work.rename(folder)
+    flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Have a file, or a folder's names, on the disk itself."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def now() -> str:
+    """The time, as a manifest has it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def copy_in(
+    source: Path, models_dir: Path, name: str, progress: Progress, *, link: bool = False
+) -> tuple[Path, Manifest]:
+    """Copy a model's folder into the store, or hard-link its files: where it is now.
+
+    Raises StoreError where it is no whole model, or the name is taken or none.
+    """
+    if not is_name(name):
+        raise StoreError(f"{name!r} cannot be a model's name: give one of letters with --name")
+    try:
+        faults = list(soundness.faults(source))
+    except soundness.NoModel as error:
+        raise StoreError(str(error)) from None
+    if faults:
+        raise StoreError(f"{source} is no whole model: {'; '.join(faults[:3])}")
+    folder = models_dir / name
+    with changing(models_dir, name, progress):
+        if folder.exists():
+            raise StoreError(
+                f"{name} is there already: `phid models rm {name}` first, or give another --name"
+            )
+        files = {
+            path.relative_to(source): path.stat().st_size
+            for path in sorted(source.rglob("*"))
+            if path.is_file()
+            and path.name != manifest.NAME
+            and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        }
+        total = sum(files.values())
+        if not link:
+            check_room(models_dir, total, name)
+        work = folder.with_name(f".{name}.import")
+        shutil.rmtree(work, ignore_errors=True)  # a killed run left it
+        kept, done = {}, 0
+        try:
+            for file, size in files.items():
+                progress(f"importing {name} ({total / 1e6:.0f} MB)", done / max(1, total))
+                target = work / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                put(source / file, target, link=link)
+                kept[file.as_posix()] = Kept(size, manifest.hash_file(target))
+                done += size
+            progress(f"importing {name} ({total / 1e6:.0f} MB)", 1.0)
+            made = Manifest(kept, _whence(source), _license(source), now())
+            publish(work, folder, made)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder, made
+
+
+def put(source: Path, target: Path, *, link: bool) -> None:
+    """Copy a file, and see it on the disk; with `link` hard-link it where that can be."""
+    if link:
+        try:
+            os.link(source.resolve(), target)
+        except OSError:  # another disk, or one that knows no links
+            pass
+        else:
+            return
+    shutil.copyfile(source, target)
+    flush(target)
+
+
+def _whence(source: Path) -> dict[str, Any]:
+    return {"imported": str(source.resolve())}
+
+
+def _license(source: Path) -> str:
+    try:
+        before = manifest.read(source)
+    except (manifest.Newer, manifest.Damaged):
+        before = None
+    return before.license if before else "unknown"
+
+
+def verify(model: StoredModel, progress: Progress) -> tuple[Manifest | None, list[str]]:
+    """The model's manifest, and in words all that is wrong; reads every byte.
+
+    Raises StoreError where the manifest is of a later phid.
+    """
+    try:
+        faults = list(soundness.faults(model.path))
+        made = manifest.read(model.path)
+    except manifest.Newer as error:
+        raise StoreError(str(error)) from None
+    except (manifest.Damaged, soundness.NoModel) as error:
+        return None, [str(error)]
+    if made is None:
+        return None, faults
+    total = sum(kept.bytes for kept in made.files.values())
+    done = 0
+
+    def read_on(size: int) -> None:
+        nonlocal done
+        done += size
+        progress(f"verifying {model.name} ({total / 1e6:.0f} MB)", min(1.0, done / max(1, total)))
+
+    changed = manifest.differences(model.path, made, read_on)
+    # A file that is missing or cut off is told once.
+    return made, changed or faults
+
+
+def remove(models_dir: Path, name: str, progress: Progress, *, forget: bool) -> int:
+    """Remove a model, and what an interrupted pull of it has left: the bytes that are free now.
+
+    What was recorded of its files is kept, so that another pull gets the same ones; `forget`
+    drops that too. Raises StoreError.
+    """
+    if not is_name(name):
+        raise StoreError(f"{name!r} is no model's name")
+    folder = models_dir / name
+    leftovers = [models_dir / f".{name}{end}" for end in (".part", ".old", ".import")]
+    record = record_path(models_dir, name)
+    if not folder.exists() and not any(path.exists() for path in leftovers):
+        if forget and record.exists():
+            record.unlink()
+            return 0
+        find(name, models_dir)  # says what there is
+    with changing(models_dir, name, progress):
+        freed = 0
+        for path in (folder, *leftovers):
+            if path.is_symlink():
+                path.unlink()
+            elif path.exists():
+                freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+                shutil.rmtree(path)
+        if forget:
+            record.unlink(missing_ok=True)
+    return freed
+
+
+def record_path(models_dir: Path, name: str) -> Path:
+    """Where it is kept what the first pull of a model brought."""
+    return models_dir / _RECORDS / f"{name}.json"

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-# What a view of 336 x 336 pixels takes while Phi-3.5-vision looks at it, measured on a twin of its
-# geometry. Beside it, what loading has left to be used again is more than anything else it takes.
-_VIEW_BYTES = 51 << 20
-
-
 class TextRuntime:
     """A loaded text model: a Generator of its own for each job."""
 
@@ -79,7 +74,7 @@ class TextRuntime:
         context = self.facts.context
         options = _search_options(job.sampling, len(prompt), context)
         cache = options["max_length"] * self.facts.kv_bytes_per_token
-        memory.check(cache + views * _VIEW_BYTES, self._memory_bytes)
+        memory.check(cache + views * memory.VIEW_BYTES, self._memory_bytes)
         decode = self._tokens.decoder() or self._native_decoder()
         return {
             "options": options,

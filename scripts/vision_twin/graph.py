@@ -15,7 +15,7 @@ FLOAT, INT32, INT64, BOOL = (
     TensorProto.INT64,
     TensorProto.BOOL,
 )
-BLOCK = 32  # weights that share a scale, as in the official CPU build
+BLOCK = 32  # weights that share a scale, as in the official CPU build of Phi-3.5-vision
 _ALIGNMENT = 64  # bytes: each weight starts a cache line where the file is mapped
 _CONTRIB = {
     "Attention",
@@ -36,11 +36,12 @@ Matrix = tuple[npt.NDArray[np.uint8], Floats]
 class Weights:
     """Random weights of the sizes a real model's have, and small enough to stay finite.
 
-    The same seed gives the same bytes.
+    The same seed gives the same bytes. `block` weights of an int4 matrix share a scale.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, block: int = BLOCK) -> None:
         self._random = np.random.default_rng(seed)
+        self._block = block
 
     def normal(self, *shape: int, deviation: float = 1.0) -> Floats:
         values = self._random.standard_normal(shape, np.float32)
@@ -52,13 +53,13 @@ class Weights:
 
     def matrix(self, rows: int, columns: int) -> Matrix:
         """An int4 matrix whose products have about the variance of what goes in."""
-        blocks = columns // BLOCK
+        blocks = columns // self._block
         # A code counts from 8. The odd ones lie evenly about it, with a deviation of 4.6: the mean
         # of all sixteen is below, and the sums of a whole network would drift.
         codes = np.frombuffer(self._random.bytes(rows * columns // 2), np.uint8) | np.uint8(0x11)
         scales = self._random.random((rows, blocks), np.float32) + np.float32(0.5)
         scales *= np.float32(columns**-0.5 / 4.6)
-        return codes.reshape(rows, blocks, BLOCK // 2), scales
+        return codes.reshape(rows, blocks, self._block // 2), scales
 
 
 class Graph:
@@ -141,16 +142,17 @@ class Graph:
     def matmul(self, x: str, name: str, matrix: Matrix, out: str = "") -> str:
         """`x` times an int4 matrix, with the official CPU build's accuracy level."""
         codes, scales = matrix
+        block = 2 * codes.shape[2]
         return self.op(
             "MatMulNBits",
             x,
             self.weight(f"{name}.weight_Q4", codes),
             self.weight(f"{name}.weight_scales", scales),
             outputs=[out] if out else None,
-            K=codes.shape[1] * BLOCK,
+            K=codes.shape[1] * block,
             N=codes.shape[0],
             bits=4,
-            block_size=BLOCK,
+            block_size=block,
             accuracy_level=4,
         )
 

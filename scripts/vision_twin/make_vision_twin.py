@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,35 +44,46 @@ scripts/make-vision-twin. It costs what the real model costs and its answers are
 """
 
 Report = Callable[[str, float | None], None]
+Build = Callable[[Graph, Callable[[float], None]], None]
 
 
 def make(folder: Path, shape: Shape, seed: int, report: Report) -> None:
     """Put the whole model in place of `folder`, which is not there; nothing half-made stays."""
+    weights = Weights(seed)
+    with whole(folder, COPIED, CARD, genai_config(shape)) as work:
+
+        def write_part(part: str, build: Build) -> None:
+            write(work / f"{STEM}-{part}.onnx", build, report)
+
+        write_part("vision", lambda g, done: vision.build(g, shape, weights, done))
+        write_part("embedding", lambda g, _: embedding.build(g, shape, weights))
+        write_part("text", lambda g, done: text.build(g, shape, weights, ENDS, done))
+
+
+@contextmanager
+def whole(
+    folder: Path, copied: tuple[str, ...], card: str, config: dict[str, Any]
+) -> Iterator[Path]:
+    """A folder to put the graphs into, which becomes `folder` with what else a model needs."""
     work = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(work, ignore_errors=True)  # a killed run left it
     work.mkdir(parents=True)
     try:
-        weights = Weights(seed)
-        _write(work, "vision", lambda g, done: vision.build(g, shape, weights, done), report)
-        _write(work, "embedding", lambda g, _: embedding.build(g, shape, weights), report)
-        _write(work, "text", lambda g, done: text.build(g, shape, weights, ENDS, done), report)
-        for name in COPIED:
+        yield work
+        for name in copied:
             shutil.copyfile(TOKENIZER / name, work / name)
-        (work / "README.md").write_text(CARD, encoding="utf-8")
-        config = json.dumps(genai_config(shape), indent=1) + "\n"
-        (work / "genai_config.json").write_text(config, encoding="utf-8")
+        (work / "README.md").write_text(card, encoding="utf-8")
+        (work / "genai_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
         work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write(
-    work: Path, part: str, build: Callable[[Graph, Callable[[float], None]], None], report: Report
-) -> None:
-    path = work / f"{STEM}-{part}.onnx"
+def write(path: Path, build: Build, report: Report) -> None:
+    """Write a graph, and its weights to a file beside it."""
     location = f"{path.name}.data"
-    with (work / location).open("wb") as data:
-        graph = Graph(part, data, location)
+    with path.with_name(location).open("wb") as data:
+        graph = Graph(path.stem.rpartition("-")[2], data, location)
         build(graph, lambda done: report(f"writing {path.name}", done))
     graph.save(path)
     report(f"writing {path.name}", 1)
@@ -133,33 +145,45 @@ def default_folder() -> Path:
     return cache / "phid" / "twins" / "phi-3.5-vision"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/make-vision-twin",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parser(prog: str, says: str | None, name: str) -> argparse.ArgumentParser:
+    """What a maker is told on its command line."""
+    made = argparse.ArgumentParser(
+        prog=prog, description=says, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    made.add_argument(
         "folder",
         nargs="?",
         type=Path,
-        default=default_folder(),
+        default=default_folder().with_name(name),
         metavar="FOLDER",
         help="where to put it (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
-    options = parser.parse_args()
-    folder = options.folder.absolute()
+    made.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    return made
+
+
+def run(folder: Path, room_bytes: int, make_it: Callable[[Path], None]) -> int:
+    """Make the twin unless it is there: the exit status."""
+    folder = folder.absolute()
     if folder.exists():
         print(f"{folder} is there already: remove it to have it made anew", file=sys.stderr)
         return 0 if (folder / "genai_config.json").is_file() else 1
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder.parent).free < ROOM_BYTES:
-        sys.exit(f"the twin needs {ROOM_BYTES / 1e9:.1f} GB free in {folder.parent}")
-    make(folder, Shape(), options.seed, Progress())
+    if shutil.disk_usage(folder.parent).free < room_bytes:
+        sys.exit(f"the twin needs {room_bytes / 1e9:.1f} GB free in {folder.parent}")
+    make_it(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size / 1e9:.2f} GB")
     return 0
+
+
+def main() -> int:
+    options = parser("scripts/make-vision-twin", __doc__, "phi-3.5-vision").parse_args()
+    return run(
+        options.folder,
+        ROOM_BYTES,
+        lambda folder: make(folder, Shape(), options.seed, Progress()),
+    )
 
 
 if __name__ == "__main__":

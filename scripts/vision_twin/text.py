@@ -1,4 +1,4 @@
-"""text.onnx: Phi-3.5-mini's decoder without its embedding, node for node as genai's builder."""
+"""Phi-3.5-mini's decoder, with or without its embedding, node for node as genai's builder."""
 
 from __future__ import annotations
 
@@ -17,17 +17,30 @@ _SHORT_FACTORS, _LONG_FACTORS = (1.0, 2.8), (1.1, 64.0)
 
 
 def build(
-    g: Graph, shape: Shape, weights: Weights, never: list[int], report: Callable[[float], None]
+    g: Graph,
+    shape: Shape,
+    weights: Weights,
+    never: list[int],
+    report: Callable[[float], None],
+    *,
+    embeds: bool = False,
 ) -> None:
     """Fill the graph: inputs_embeds, attention_mask and the past -> logits and the present.
 
-    `never` are the words whose logit is always 0, so that a model that babbles does not end.
+    `never` are the words whose logit is always 0, so that a model that babbles does not end. With
+    `embeds` the words' numbers come in, and the graph has the embedding itself.
     """
-    g.input("inputs_embeds", FLOAT, ["batch_size", "sequence_length", shape.width])
+    x = "inputs_embeds"
+    if embeds:
+        g.input("input_ids", INT64, ["batch_size", "sequence_length"])
+        table = g.weight("embed_tokens.weight", weights.normal(shape.vocabulary, shape.width))
+        x = g.op("Gather", table, "input_ids")
+    else:
+        g.input(x, FLOAT, ["batch_size", "sequence_length", shape.width])
     g.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
     g.output("logits", FLOAT, ["batch_size", "sequence_length", shape.vocabulary])
     shared = _positions(g, shape)
-    x, added = "inputs_embeds", ""  # `added` is what the next norm adds to `x`
+    added = ""  # what the next norm adds to `x`
     for layer in range(shape.layers):
         report(layer / shape.layers)
         x, added = _layer(g, layer, (x, added), shared, shape, weights)

@@ -251,7 +251,7 @@ def test_fleet_without_devices_says_so(daemon: Daemon) -> None:
 def test_models_lists_what_is_there(tmp_path: Path) -> None:
     nothing = phid(1, "models", PHID_MODELS_DIR=str(tmp_path))
     assert nothing.returncode == 0
-    assert "phid models prepare demo" in nothing.stdout
+    assert "`phid models fit` says which to pull" in nothing.stdout
     (tmp_path / "tiny").mkdir()
     config = {"model": {"type": "phi3", "context_length": 4096}}
     (tmp_path / "tiny" / "genai_config.json").write_text(json.dumps(config))

@@ -11,7 +11,7 @@ import pytest
 from rig import ROOT
 
 PACKAGE = ROOT / "daemon" / "phid"
-VALUES = {"decoding", "messages", "requests", "sections", "settings", "watches"}
+VALUES = {"catalog", "decoding", "messages", "requests", "sections", "settings", "watches"}
 HOMES = {
     "paho": {"broker"},
     "psutil": {"health", "memory"},
@@ -20,7 +20,9 @@ HOMES = {
     "cv2": {"frames", "clips"},
     "iotcore": {"embedded"},
     "onnx": {"gguf_onnx"},
-    "numpy": {"gguf_file", "gguf_onnx", "frames", "tags", "vision"},
+    "huggingface_hub": {"hub"},
+    "httpx2": {"hub"},  # the types of its session and its errors
+    "numpy": {"bandwidth", "gguf_file", "gguf_onnx", "frames", "tags", "vision"},
     "structlog": {"log"},
     "pydantic_settings": {"settings"},
     # Where the types and errors of the values' library are named.

@@ -17,6 +17,7 @@ from contract.subjects import EngineProcess
 from phid import frames
 from phid.jobs import Finish, Finished, Image, Job, Load, Ready, Sampling, Turn
 from rig import ROOT
+from unwritten import Counted, Unwritten
 
 HOME = ROOT / "scripts" / "vision_twin"
 
@@ -154,36 +155,8 @@ def test_an_interrupted_maker_leaves_nothing(maker: ModuleType, small: Any, tmp_
 OFFICIAL_BYTES, TOKENIZER_BYTES = 3_220_612_860, 1_863_000
 
 
-class Unwritten:
-    """Weights of the right sizes that take no memory until they are read."""
-
-    def normal(self, *shape: int, deviation: float = 1.0) -> Any:
-        return np.zeros(shape, np.float32)
-
-    def near_one(self, size: int) -> Any:
-        return np.zeros(size, np.float32)
-
-    def matrix(self, rows: int, columns: int) -> Any:
-        return np.zeros((rows, columns // 32, 16), np.uint8), np.zeros((rows, columns // 32), "f4")
-
-
-class Counted:
-    """A file that only counts what is written."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        self.bytes += size
-        return size
-
-    def tell(self) -> int:
-        return self.bytes
-
-
 def test_the_whole_twin_has_the_official_builds_bytes(maker: ModuleType) -> None:
-    shape, weights, data = maker.Shape(), Unwritten(), Counted()
+    shape, weights, data = maker.Shape(), Unwritten(32), Counted()
     graphs = []
     for part in ("vision", "embedding", "text"):
         graph = maker.Graph(part, data, "data")

@@ -103,10 +103,10 @@ def test_without_a_model_it_is_degraded_and_says_what_to_do(
 ) -> None:
     start_daemon(wait=False, engine__runtime="genai")
     status = watcher.status("degraded")
-    assert "phid models prepare demo" in status["reason"]
+    assert "phid models pull NAME" in status["reason"]
     error = watcher.ask("anyone?")
     assert (error["code"], error["status"]) == ("loading", 503)
-    assert "phid models prepare demo" in error["message"]
+    assert "phid models pull NAME" in error["message"]
     assert watcher.ctl("ping")["data"]["state"] == "degraded"
 
 

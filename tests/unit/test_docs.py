@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import tomllib
 from pathlib import Path
 
 from phid import settings
@@ -13,6 +14,7 @@ from phid.errors import Code
 from phid.health import KEYS
 from phid.messages import ErrorMessage, Result
 from phid.requests import Request
+from phid.settings import Settings
 from phid.topics import Topics
 from phid.watches import Watch
 from rig import ROOT
@@ -44,6 +46,13 @@ def test_the_readme_lists_every_field_of_a_watch() -> None:
         shown = f"`{json.dumps(field.default)}`" if has_default else ""
         expected.append([f"`{name}`", shown, field.description])
     assert table(ROOT / "README.md", "watch fields") == expected
+
+
+def test_the_readmes_model_of_ones_own_is_taken() -> None:
+    text = (ROOT / "README.md").read_text().partition("<!-- catalog example")[2]
+    example = text.partition("```toml\n")[2].partition("```")[0]
+    (build,) = Settings(device="dut", **tomllib.loads(example)).catalog
+    assert build.name == "my-phi"
 
 
 def test_the_architecture_lists_every_health_key() -> None:

@@ -14,6 +14,7 @@ from phid.doctor import Asked
 from phid.jobs import Load
 from phid.settings import Settings
 from phid.whereabouts import Whereabouts
+from weighty import weighty_graph
 
 
 @pytest.mark.parametrize(
@@ -82,9 +83,7 @@ def folder_with(path: Path, **files: bytes) -> Path:
     (path / "genai_config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (path / name).write_text("{}")
-    # As protobuf writes the place of an initializer's data.
-    graph = b"\x08\x07j\x1e\n\x08location\x12\x0fmodel.onnx.data\x10\x00"
-    (path / "model.onnx").write_bytes(graph)
+    (path / "model.onnx").write_bytes(weighty_graph({"w": ("model.onnx.data", 0, 7)}))
     (path / "model.onnx.data").write_bytes(b"weights")
     for name, content in files.items():
         (path / name.replace("__", ".")).write_bytes(content)
@@ -106,7 +105,7 @@ def test_a_whole_model_is_ok(tmp_path: Path) -> None:
         ("model.onnx", "model.onnx is missing"),
         ("model.onnx.data", "model.onnx.data, which model.onnx needs, is missing"),
         ("tokenizer.json", "tokenizer.json is missing"),
-        ("genai_config.json", "no genai_config.json that can be read"),
+        ("genai_config.json", "there is no genai_config.json"),
     ],
 )
 def test_a_model_with_a_file_missing_is_bad(tmp_path: Path, missing: str, says: str) -> None:
@@ -114,6 +113,17 @@ def test_a_model_with_a_file_missing_is_bad(tmp_path: Path, missing: str, says: 
     (folder / missing).unlink()
     found = verdict_of(folder)
     assert (found.verdict, says in found.says) == ("bad", True), found
+
+
+def test_weights_that_are_cut_off_are_bad(tmp_path: Path) -> None:
+    found = verdict_of(folder_with(tmp_path / "m", model__onnx__data=b"wei"))
+    assert found.verdict == "bad"
+    assert "model.onnx.data is cut off: it has 3 bytes, and model.onnx needs 7" in found.says
+
+
+def test_a_model_of_the_catalog_is_mended_by_pulling_it_again(tmp_path: Path) -> None:
+    found = verdict_of(folder_with(tmp_path / "phi-3.5-mini", model__onnx__data=b"wei"))
+    assert found.mend == "phid models rm phi-3.5-mini && phid models pull phi-3.5-mini"
 
 
 def test_a_model_of_lfs_pointers_is_bad(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""The text twin: a small one runs, and the large one has the sizes of the real model."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from contract.subjects import EngineProcess
+from phid import catalog, fit, graphs, soundness, store
+from phid.jobs import Finish, Finished, Job, Load, Ready, Sampling, Turn
+from rig import ROOT
+from unwritten import Counted, Unwritten
+
+HOME = ROOT / "scripts" / "vision_twin"
+
+
+@pytest.fixture(scope="module")
+def maker() -> Iterator[ModuleType]:
+    names = (
+        *("make_text_twin", "make_vision_twin", "graph", "shape"),
+        *("vision", "embedding", "text"),
+    )
+    sys.path.insert(0, str(HOME))
+    try:
+        yield importlib.import_module(names[0])
+    finally:
+        sys.path.remove(str(HOME))
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("block", [32, 128])
+def test_a_small_twin_babbles(maker: ModuleType, tmp_path: Path, block: int) -> None:
+    folder = tmp_path / "twin"
+    shape = maker.Shape(layers=2, width=128, heads=4, inner=256, context=8192, short_context=512)
+    maker.make(folder, shape, block, 0, lambda _stage, _fraction: None)
+    assert list(soundness.faults(folder)) == []
+    engine = EngineProcess()
+    try:
+        ready = engine.load(Load("genai", "twin", str(folder)))[-1]
+        assert isinstance(ready, Ready)
+        assert ready.facts.kind == "text"
+        end = engine.ask(Job("j", (Turn("user", "Hello"),), Sampling(max_tokens=8)))[-1]
+        assert isinstance(end, Finished)
+        assert (end.finish, end.usage.output_tokens) == (Finish.LENGTH, 8)
+    finally:
+        engine.close()
+    model = store.read(folder)
+    assert model is not None
+    words = 32064 * 128 * 4
+    data = (folder / "model.onnx.data").stat().st_size
+    assert fit.of_folder(model).read_bytes == pytest.approx(data - words, rel=0.01)
+    assert graphs.read(folder / "model.onnx").external() == {"model.onnx.data": data}
+
+
+def test_the_whole_twin_has_phi_3_minis_bytes(maker: ModuleType) -> None:
+    data = Counted()
+    graph = importlib.import_module("graph").Graph("text", data, "data")
+    never: list[int] = [1]
+    maker.text.build(graph, maker.Shape(), Unwritten(32), never, lambda _: None, embeds=True)
+    official = catalog.find("phi-3-mini-128k")
+    assert data.bytes + graph.proto().ByteSize() == pytest.approx(official.size_bytes, rel=0.005)
+    # What the catalog's build is expected to read for a token is what its twin does.
+    expected = fit.of_build(official).read_bytes
+    assert data.bytes - 32064 * 3072 * 4 == pytest.approx(expected, rel=0.005)

@@ -1,0 +1,223 @@
+"""phid models, as people and programs read it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import phid
+from phid import bandwidth, proposal, shelf, store
+from phid.bandwidth import Speed
+from phid.settings import Settings
+from weighty import model_folder
+
+
+class Shelf:
+    """The commands, on a store of their own."""
+
+    def __init__(self, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.models = models
+        self._capsys = capsys
+        self.catalog: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(device="dut", models_dir=self.models, catalog=self.catalog)  # type: ignore[arg-type]
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        parser = argparse.ArgumentParser()
+        shelf.add_parser(parser.add_subparsers(required=True), [])
+        options = parser.parse_args(["models", *arguments])
+        status = options.command(self.settings, options)
+        said = self._capsys.readouterr()
+        return status, said.out, said.err
+
+    def json(self, *arguments: str) -> Any:
+        status, out, err = self(*arguments, "--json")
+        assert status == 0, err
+        return json.loads(out)
+
+
+@pytest.fixture
+def models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shelf:
+    return Shelf(tmp_path / "models", capsys)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return model_folder(tmp_path / "a-model")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that need not be measured."""
+    monkeypatch.setattr(bandwidth, "measure", lambda: Speed(50e9, 25e-6, 2))
+    monkeypatch.setattr(proposal.memory, "total_bytes", lambda: 8_200_000_000)
+    monkeypatch.setattr(proposal.memory, "available_bytes", lambda: 3_000_000_000)
+
+
+def test_an_empty_store_says_what_to_do(models: Shelf) -> None:
+    status, out, _ = models()
+    assert status == 0
+    assert "`phid models fit` says which to pull" in out
+    assert models.json() == []
+
+
+def test_a_model_comes_is_checked_and_goes(models: Shelf, source: Path) -> None:
+    status, out, err = models("import", str(source))
+    assert status == 0, err
+    assert "its hashes are recorded from now on" in out
+    (row,) = models.json("list")
+    assert (row["name"], row["type"], row["kind"], row["here"]) == (
+        "a-model",
+        "llama",
+        "text",
+        True,
+    )
+    assert models.json("verify") == [{"name": "a-model", "hashed": 5, "faults": []}]
+    shown = models.json("show", "a-model")
+    assert shown["made_from"] == {"imported": str(source)}
+    assert len(shown["sha256"]) == 5
+    assert models.json("rm", "a-model")["freed"] > 28_000
+    assert models.json() == []
+
+
+def test_what_was_changed_is_said_with_what_mends_it(models: Shelf, source: Path) -> None:
+    models("import", str(source), "--name", "mine")
+    (models.models / "mine" / "model.onnx.data").write_bytes(b"w")
+    status, out, _ = models("verify", "mine")
+    assert status == 1
+    assert "model.onnx.data has 1 bytes and had 28000 -> `phid models rm mine`, then" in out
+
+
+def test_what_could_be_pulled_is_listed(models: Shelf) -> None:
+    _, out, _ = models("list", "--all")
+    for text in ("phi-3.5-mini ", "Phi-3.5-vision, vision, cpu, 3.2 GB", "not run by phid yet"):
+        assert text in out
+    rows = models.json("list", "--all")
+    vision = next(row for row in rows if row["name"] == "phi-3.5-vision")
+    assert (vision["here"], vision["pinned"], vision["license"]) == (False, True, "MIT")
+
+
+def test_a_build_of_ones_own_is_listed_too(models: Shelf) -> None:
+    models.catalog = ({"name": "mine", "repo": "acme/mine", "title": "My own"},)
+    assert "My own" in models("list", "--all")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("phi-3.5-vision", ["(pinned)", "9 known", "MIT", "768 KiB of it for each token"]),
+        ("phi-3.5-mini", ["not pinned: the first pull records the commit", "0 known"]),
+        ("phi-3.5-moe", ["onnxruntime_genai.models.builder", "about 23600 MB"]),
+        ("phi-4-multimodal-gpu", ["phid cannot run it: it takes pictures in another form"]),
+    ],
+)
+def test_all_that_is_known_is_shown(models: Shelf, name: str, texts: list[str]) -> None:
+    _, out, _ = models("show", name)
+    for text in texts:
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("show", "phi-3.5-mni"), "did you mean phi-3.5-mini?"),
+        (("pull", "phi3.5-mini"), "did you mean phi-3.5-mini?"),
+        (("pull", "phi-3.5-moe"), "this makes one: python -m onnxruntime_genai.models.builder"),
+        (("rm", "nothing"), "there is no model nothing in"),
+        (("verify", "nothing"), "there is no model nothing in"),
+        (("import", "/nowhere"), "there is no genai_config.json in /nowhere: there is no such"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    models: Shelf, arguments: tuple[str, ...], says: str
+) -> None:
+    status, out, err = models(*arguments)
+    assert status == 1
+    assert out == ""
+    assert says in err
+    assert err.startswith("phid models: ")
+    assert err.count("\n") == 1
+
+
+def test_without_the_hubs_client_the_line_that_brings_it_is_told(
+    models: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for module in ("hub", "pull"):
+        monkeypatch.delitem(sys.modules, f"phid.{module}", raising=False)
+        monkeypatch.delattr(phid, module, raising=False)
+    _, _, err = models("pull", "phi-3.5-mini")
+    assert "pulling needs huggingface_hub: pip install 'phid[hub]'" in err
+
+
+@pytest.mark.usefixtures("quick")
+def test_fit_says_what_to_run_and_why_the_others_not(models: Shelf) -> None:
+    status, out, _ = models("fit")
+    assert status == 0
+    lines = out.splitlines()
+    assert "8.2 GB of memory (7.4 for a model), 50.0 GB/s read by 2 threads, on cpu" in lines[0]
+    assert lines[1].startswith("-> phi-4-mini ")
+    assert "takes 12.4 GB of memory; 7.4 can be spared" in out
+    assert "only 3.0 GB are free just now: end what else takes memory" in out
+    assert lines[-1] == "get it: phid models pull phi-4-mini"
+
+
+@pytest.mark.usefixtures("quick")
+def test_fit_is_for_programs_too(models: Shelf) -> None:
+    found = models.json("fit", "--kind", "vision", "--context", "1024")
+    assert found["chosen"] == "phi-3.5-vision"
+    assert found["tokens"] == 1024
+    assert found["machine"]["bandwidth_bytes_s"] == 50_000_000_000
+    by_name = {model["name"]: model for model in found["models"]}
+    assert set(by_name) == {
+        *("phi-3-vision", "phi-3.5-vision", "phi-3.5-vision-gpu", "phi-4-multimodal-gpu")
+    }
+    assert by_name["phi-3.5-vision"]["tokens_s"] > 5
+    assert by_name["phi-3.5-vision-gpu"]["refusal"] == "needs cuda or directml; here: cpu"
+
+
+@pytest.mark.usefixtures("quick")
+def test_fit_is_none_where_nothing_can_run(models: Shelf) -> None:
+    status, out, _ = models("fit", "--least", "100000")
+    assert status == 1
+    assert "nothing fits" in out
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_fit_prefers_is_run_where_none_is_named(models: Shelf, source: Path) -> None:
+    assert proposal.preferred(models.settings) is None
+    models("import", str(source), "--name", "one")
+    assert proposal.preferred(models.settings).name == "one"  # type: ignore[union-attr]
+    models("import", str(source), "--name", "phi-3.5-mini")
+    assert proposal.preferred(models.settings).name == "phi-3.5-mini"  # type: ignore[union-attr]
+
+
+def test_the_bandwidth_is_measured_in_another_process() -> None:
+    bandwidth.measure.cache_clear()
+    speed = bandwidth.measure(1)
+    assert speed.threads == 1
+    assert 0.1e9 < speed.bytes_s < 1e12
+    assert 1e-6 < speed.pace_s < 0.1
+    assert bandwidth.measure(1) is speed
+
+
+def test_a_measurement_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    bandwidth.measure.cache_clear()
+    monkeypatch.setattr(bandwidth.sys, "executable", os.devnull)
+    with pytest.raises(bandwidth.Unmeasurable, match="the bandwidth could not be measured"):
+        bandwidth.measure(1)
+
+
+def test_a_name_is_not_a_path(models: Shelf, source: Path) -> None:
+    status, _, err = models("show", "../a-model")
+    assert status == 1
+    assert "there is no model ../a-model in the catalog" in err
+    assert store.read(source) is not None

@@ -1,0 +1,272 @@
+"""The store: what is taken in, found, hashed again and removed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from phid import manifest, soundness, store
+from phid.manifest import Kept, Manifest
+from phid.store import StoreError
+from weighty import model_folder, weighty_graph
+
+
+def silent(_stage: str, _fraction: float | None) -> None:
+    pass
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def kept(tmp_path: Path, shelf: Path) -> Path:
+    """A model that was imported."""
+    source = model_folder(tmp_path / "source")
+    return store.copy_in(source, shelf, "kept", silent)[0]
+
+
+def verified(folder: Path) -> list[str]:
+    return store.verify(store.find(folder.name, folder.parent), silent)[1]
+
+
+def test_an_imported_model_is_whole_and_recorded(kept: Path, tmp_path: Path) -> None:
+    made = manifest.read(kept)
+    assert made is not None
+    assert set(made.files) == {p.name for p in (tmp_path / "source").iterdir()}
+    assert made.source == {"imported": str(tmp_path / "source")}
+    assert verified(kept) == []
+    assert [model.name for model in store.models(kept.parent)] == ["kept"]
+
+
+def test_a_linked_import_takes_no_room(tmp_path: Path, shelf: Path) -> None:
+    source = model_folder(tmp_path / "source")
+    folder, _ = store.copy_in(source, shelf, "linked", silent, link=True)
+    data = "model.onnx.data"
+    assert (folder / data).stat().st_ino == (source / data).stat().st_ino
+
+
+def test_the_files_of_a_hub_cache_are_copied_not_its_links(tmp_path: Path, shelf: Path) -> None:
+    blobs = model_folder(tmp_path / "blobs")
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    folder, _ = store.copy_in(snapshot, shelf, "copied", silent)
+    assert not any(path.is_symlink() for path in folder.iterdir())
+
+
+def no_config(folder: Path) -> None:
+    (folder / "genai_config.json").unlink()
+
+
+def cut_data(folder: Path) -> None:
+    (folder / "model.onnx.data").write_bytes(b"w")
+
+
+def cut_graph(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:40])
+
+
+def other_tokenizer(folder: Path) -> None:
+    words = {f"w{n}": n for n in range(11)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}))
+
+
+def small_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"w": 0}}}))
+
+
+def outside(folder: Path) -> None:
+    graph = weighty_graph({"w": ("../secret", 0, 1)})
+    (folder / "model.onnx").write_bytes(graph)
+    (folder.parent / "secret").write_bytes(b"x")
+
+
+def newer(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"schema": 2, "shape": "unheard of"}')
+
+
+BROKEN = [
+    (no_config, "there is no genai_config.json in"),
+    (cut_data, "model.onnx.data is cut off: it has 1 bytes, and model.onnx needs 28000"),
+    (cut_graph, "model.onnx is no whole ONNX file"),
+    (
+        other_tokenizer,
+        "tokenizer.json belongs to another model: it has 11 tokens, and the model 10",
+    ),
+    (small_tokenizer, "tokenizer.json belongs to another model: it has 1 tokens, and the model 10"),
+    (outside, "model.onnx keeps weights outside its folder, in ../secret"),
+    (newer, "is of schema 2, and this phid reads 1"),
+]
+
+
+@pytest.mark.parametrize(("breaks", "says"), BROKEN)
+def test_what_is_no_whole_model_is_not_taken_in(
+    tmp_path: Path, shelf: Path, breaks: object, says: str
+) -> None:
+    source = model_folder(tmp_path / "source")
+    breaks(source)  # type: ignore[operator]
+    with pytest.raises(StoreError) as error:
+        store.copy_in(source, shelf, "broken", silent)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert store.models(shelf) == []
+
+
+def test_the_folder_that_was_meant_is_told(tmp_path: Path, shelf: Path) -> None:
+    model_folder(tmp_path / "repo" / "cpu" / "int4")
+    with pytest.raises(StoreError, match="cpu/int4 has one"):
+        store.copy_in(tmp_path / "repo", shelf, "m", silent)
+
+
+def test_a_tokenizer_may_have_fewer_tokens_than_a_rounded_vocabulary() -> None:
+    assert soundness.misfit(32011, 32064) == ""
+    assert soundness.misfit(200029, 200064) == ""
+    assert soundness.misfit(32011, 200064)
+    assert soundness.misfit(0, 32064) == ""
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "ü", "x" * 65])
+def test_a_name_is_a_folders_name(tmp_path: Path, shelf: Path, name: str) -> None:
+    source = model_folder(tmp_path / "source")
+    with pytest.raises(StoreError, match="cannot be a model's name"):
+        store.copy_in(source, shelf, name, silent)
+    with pytest.raises(StoreError, match="is no model's name"):
+        store.remove(shelf, name, silent, forget=False)
+    assert source.exists()
+
+
+def test_a_name_is_not_taken_twice(kept: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="kept is there already: `phid models rm kept` first"):
+        store.copy_in(tmp_path / "source", kept.parent, "kept", silent)
+
+
+def test_a_changed_byte_is_seen(kept: Path) -> None:
+    data = bytearray((kept / "model.onnx.data").read_bytes())
+    data[1000] ^= 1
+    (kept / "model.onnx.data").write_bytes(data)
+    (fault,) = verified(kept)
+    assert fault.startswith("model.onnx.data has changed: its sha256 is")
+
+
+def test_what_is_missing_or_cut_off_is_told_once(kept: Path) -> None:
+    (kept / "model.onnx.data").write_bytes(b"w")
+    (kept / "tokenizer_config.json").unlink()
+    assert verified(kept) == [
+        "model.onnx.data has 1 bytes and had 28000",
+        "tokenizer_config.json is missing",
+    ]
+
+
+def test_a_model_that_was_put_here_by_hand_is_looked_at(shelf: Path) -> None:
+    folder = model_folder(shelf / "by-hand")
+    assert verified(folder) == []
+    cut_data(folder)
+    assert verified(folder) == [
+        "model.onnx.data is cut off: it has 1 bytes, and model.onnx needs 28000"
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"files": 1}', '{"files": {"a": {}}}'])
+def test_a_damaged_manifest_is_told(kept: Path, content: str) -> None:
+    (kept / "manifest.json").write_text(content)
+    (fault,) = verified(kept)
+    assert "manifest.json cannot be read" in fault
+
+
+def test_a_manifest_of_a_later_phid_is_refused(kept: Path) -> None:
+    newer(kept)
+    with pytest.raises(StoreError, match="is of schema 2, and this phid reads 1: use the newer"):
+        verified(kept)
+
+
+def test_a_manifest_says_what_was_written(tmp_path: Path) -> None:
+    made = Manifest({"a": Kept(1, "0" * 64)}, {"repo": "x"}, "MIT", "2026-11-25T00:00:00Z")
+    (tmp_path / "manifest.json").write_text(made.text())
+    assert manifest.read(tmp_path) == made
+
+
+def test_a_removed_model_is_gone_with_what_a_pull_left(kept: Path) -> None:
+    left = kept.parent / ".kept.part"
+    left.mkdir()
+    (left / "x.partial").write_bytes(bytes(1000))
+    freed = store.remove(kept.parent, "kept", silent, forget=False)
+    assert freed > 29_000
+    assert store.models(kept.parent) == []
+    assert not left.exists()
+    with pytest.raises(StoreError, match=r"there is no model kept in .* \(there: none\)"):
+        store.remove(kept.parent, "kept", silent, forget=False)
+
+
+def test_a_link_to_a_model_elsewhere_is_removed_and_the_model_stays(
+    tmp_path: Path, shelf: Path
+) -> None:
+    source = model_folder(tmp_path / "source")
+    shelf.mkdir()
+    (shelf / "there").symlink_to(source)
+    store.remove(shelf, "there", silent, forget=False)
+    assert (source / "model.onnx").exists()
+    assert store.models(shelf) == []
+
+
+def test_an_import_that_fails_halfway_leaves_nothing(
+    tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_source: Path, target: Path) -> None:
+        if target.name.endswith(".data"):
+            raise OSError(28, "No space left on device")
+        target.write_bytes(b"")
+
+    source = model_folder(tmp_path / "source")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        store.copy_in(source, shelf, "m", silent)
+    assert [path.name for path in shelf.iterdir()] == [".m.lock"]
+
+
+def test_one_process_at_a_time_changes_a_model(shelf: Path) -> None:
+    holds = (
+        "import sys; from pathlib import Path; from phid import store\n"
+        "with store.changing(Path(sys.argv[1]), 'm', print):\n"
+        "    print('inside', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", holds, str(shelf)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"inside\n"
+    waited, inside = threading.Event(), threading.Event()
+    said: list[str] = []
+
+    def change() -> None:
+        def report(stage: str, _fraction: float | None) -> None:
+            said.append(stage)
+            waited.set()
+
+        with store.changing(shelf, "m", report):
+            inside.set()
+
+    second = threading.Thread(target=change)
+    second.start()
+    assert waited.wait(10)
+    assert said == ["waiting for another process that works on m"]
+    assert not inside.is_set()
+    other.kill()  # however it ends
+    assert inside.wait(10)
+    second.join()
+    other.communicate()
+
+
+def test_models_need_not_be_named_where_there_is_one(kept: Path) -> None:
+    assert store.resolve("", kept.parent) == ("kept", kept)
+    model_folder(kept.parent / "another")
+    assert store.resolve("", kept.parent) is None
