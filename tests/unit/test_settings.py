@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phid import settings
+from phid import control, settings
 from phid.settings import Settings, SettingsError
 
 
@@ -117,6 +117,10 @@ def test_a_reload_takes_only_what_it_may(file: Path) -> None:
     assert merged.limits.backlog == 2
     assert merged.mqtt.port == 1
     assert old.limits.backlog == 1
+
+
+def test_every_verb_can_be_switched_off_and_none_is_by_default() -> None:
+    assert settings.Control().allow == tuple(control.VERBS)
 
 
 def test_a_device_without_a_name_has_its_hosts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
