@@ -162,13 +162,13 @@ def frame(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-def preprocess_ms(repetitions: int) -> float:
-    """Median milliseconds from a 1080p JPEG to the pixel values of at most 4 crops."""
-    data = frame(1920, 1080)
+def preprocess_ms(width: int, height: int, crops: int, repetitions: int) -> float:
+    """Median milliseconds from a JPEG of this size to the pixel values of at most so many crops."""
+    data = frame(width, height)
     took = []
     for _ in range(repetitions):
         began = time.perf_counter()
-        frames.stack([frames.look(data, 4)], np.float32)
+        frames.stack([frames.look(data, crops)], np.float32)
         took.append((time.perf_counter() - began) * 1e3)
     return statistics.median(took)
 
@@ -197,8 +197,11 @@ def measure(folder: Path, progress: Progress, *, quick: bool) -> dict[str, Any]:
         raise SystemExit(f"bench: there is no folder {folder}")
     # A quick look keeps its engines for some jobs each; the long one pays for new ones.
     rounds, asks = (1, 3) if quick else (3, 1)
-    progress("preparing a 1080p frame", None)
-    figures: dict[str, Any] = {"vision.preprocess_ms": round(preprocess_ms(31), 2)}
+    progress("preparing a 1080p frame, and a large one", None)
+    figures: dict[str, Any] = {
+        "vision.preprocess_ms": round(preprocess_ms(1920, 1080, 4, 31), 2),
+        "vision.preprocess_large_ms": round(preprocess_ms(5000, 5000, 1, 5), 2),
+    }
     data = frame(640, 480)
     samples: dict[str, list[Sample]] = {variant.name: [] for variant in VARIANTS}
     for number in range(rounds):

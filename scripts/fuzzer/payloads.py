@@ -43,7 +43,7 @@ class Payloads:
             # With its own beginning, or the header's check would keep nearly everything out.
             kept = dice.choice((4, 16, 40, 150))
             data = whole[:kept] + data[kept:]
-        if data.startswith(b"\x89PNG") and dice.random() < 0.8:
+        if data.startswith(b"\x89PNG") and dice.random() < 0.7:
             # With right checksums, for few mistakes get past wrong ones.
             data = _join_png(_split_png(data))
         return data
@@ -54,7 +54,7 @@ class Payloads:
         often = (self._flipped, self._overwritten)
         blind = (*often * 3, self._moved, self._moved, self._cut, self._spliced)
         knowing = {
-            b"\x89PNG": (self._png_parts, self._png_rows, self._png_size),
+            b"\x89PNG": (self._png_parts, self._png_rows, self._png_size, self._png_claims),
             b"RIFF": (self._webp_parts, self._webp_size),
         }.get(data[:4])
         knowing = knowing or {
@@ -158,6 +158,15 @@ class Payloads:
         else:
             head[self._dice.randrange(8, 13)] = self._dice.choice((0, 1, 2, 3, 4, 6, 8, 16, 255))
         return _join_png([(b"IHDR", bytes(head)), *parts[1:]])
+
+    def _png_claims(self, data: bytes) -> bytes:
+        """A chunk that says it is longer than it is, or than the file."""
+        parts = _split_png(data)
+        if not parts:
+            return data
+        before = sum(12 + len(inside) for _, inside in parts[: self._dice.randrange(len(parts))])
+        claim = self._dice.choice((len(data), 2**20, 2**29, 2**31 - 1, 2**31, 2**32 - 1))
+        return data[: 8 + before] + struct.pack(">I", claim) + data[12 + before :]
 
     def _jpeg_parts(self, data: bytes) -> bytes:
         parts, rest = _split_jpeg(data)

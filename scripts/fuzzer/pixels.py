@@ -24,6 +24,8 @@ START_S = 120.0
 # After so many payloads a process has what it keeps; from there on its memory stays.
 WARM = 5000
 GROWTH_MB = 24.0
+# The largest picture allowed takes 450 at 16 bits with alpha; none of the payloads is one.
+PEAK_MB = 400.0
 
 
 @dataclass
@@ -63,11 +65,9 @@ class Seen:
 
     @property
     def clean(self) -> bool:
-        """Nothing crashed, hung, escaped, spoke, grew or was left open."""
-        return (
-            not (self.escapes or self.deaths or self.words or self.growth_mb > GROWTH_MB)
-            and len(self.handles) == 1
-        )
+        """Nothing crashed, hung, escaped, spoke, grew, took too much or was left open."""
+        grown = self.growth_mb > GROWTH_MB or self.peak_mb > PEAK_MB or len(self.handles) > 1
+        return not (self.escapes or self.deaths or self.words or grown)
 
 
 def fuzz_pixels(count: int, seed: int) -> Seen:

@@ -39,6 +39,7 @@ def test_the_bench_tells_what_each_budget_costs(tmp_path: Path) -> None:
     assert figures["vision.1.peak_rss_mb"] + 20 < figures["vision.stock.peak_rss_mb"]
     assert figures["vision.loaded.rss_mb"] < figures["vision.16.peak_rss_mb"]
     assert 0 < figures["vision.preprocess_ms"] < 1000
+    assert 0 < figures["vision.preprocess_large_ms"] < 3000
     printed = dict(line.split() for line in done.stdout.splitlines())
     assert printed == {key: str(value) for key, value in figures.items()}
 
