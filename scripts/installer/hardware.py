@@ -18,10 +18,10 @@ DROP_INS = {
 
 
 def provider(findings: Mapping[str, Any]) -> str:
-    """The execution provider that the doctor would have; the CPU where it has none to name."""
-    report = findings.get("provider")
-    chosen = report.get("chosen") if isinstance(report, dict) else None
-    return chosen.lower() if isinstance(chosen, str) and chosen else "cpu"
+    """The execution provider that the doctor has found the model to run on; else the CPU."""
+    told = findings.get("provider")
+    actual = told.get("actual") if isinstance(told, dict) else None
+    return actual.lower() if isinstance(actual, str) and actual else "cpu"
 
 
 def drop_in(name: str, jetson: Path = _JETSON) -> str | None:

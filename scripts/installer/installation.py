@@ -105,10 +105,7 @@ def _provider(acts: Acts, layout: Layout, phid: Path) -> str:
     if not phid.exists():
         acts.say("the doctor will be asked which drop-in of systemd/provider the hardware needs")
         return "cpu"
-    provider = hardware.provider(health.findings(layout, phid))
-    if provider != "cpu":
-        acts.say(f"{provider} would run here; the packages that are locked are for the CPU alone")
-    return provider
+    return hardware.provider(health.findings(layout, phid))
 
 
 def _put_in_place(acts: Acts, layout: Layout, wishes: Wishes, folder: Path, provider: str) -> bool:

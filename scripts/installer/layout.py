@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def credentials(self) -> Path:
-        """Secrets for the broker, a file each, that only root can read."""
+        """Secrets for the broker, a file each."""
         return self.root / "etc/phid/credentials"
 
     @property

@@ -86,4 +86,4 @@ def test_systemd_makes_the_user_and_the_folders(tmp_path: Path) -> None:
         path: oct((tmp_path / path).stat().st_mode & 0o777)
         for path in ("etc/phid", "etc/phid/credentials", "var/lib/phid", "var/lib/phid/models")
     }
-    assert list(modes.values()) == ["0o755", "0o700", "0o750", "0o750"]
+    assert list(modes.values()) == ["0o755", "0o750", "0o750", "0o750"]

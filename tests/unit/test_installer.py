@@ -227,7 +227,8 @@ def test_a_drop_in_that_is_not_needed_any_more_goes(acts: Acts, layout: Layout) 
 
 def test_the_hardware_says_which_drop_in(tmp_path: Path) -> None:
     assert hardware.provider({}) == "cpu"
-    assert hardware.provider({"provider": {"chosen": "CUDA"}}) == "cuda"
+    assert hardware.provider({"provider": {"actual": None}}) == "cpu"
+    assert hardware.provider({"provider": {"actual": "CUDA"}}) == "cuda"
     assert hardware.drop_in("cpu") is None
     assert hardware.drop_in("cuda", tmp_path / "none") == "cuda"
     assert hardware.drop_in("cuda", tmp_path) == "jetson"
