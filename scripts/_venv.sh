@@ -9,12 +9,16 @@ python=$venv/bin/python
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-# The newest Python that phid runs on: 3.11 to 3.13, the ones its packages have wheels for.
+# Whether phid runs on this Python: 3.11 to 3.13, the ones its packages have wheels for.
+is_supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+}
+
+# The newest of them that is here.
 find_python() {
     local candidate
     for candidate in python3.13 python3.12 python3.11 python3; do
-        if command -v "$candidate" >/dev/null && "$candidate" -c \
-            'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+        if command -v "$candidate" >/dev/null && is_supported "$candidate"; then
             command -v "$candidate"
             return
         fi

@@ -80,7 +80,9 @@ class Operations:
     def stop(self, now: float) -> None:
         """Take nothing more, and end when what was accepted is answered or time is up."""
         _log.info("service_stopping", open=len(self._desk.ledger.open_tickets))
-        notify.notify("STOPPING=1")
+        # systemd ends what has said that it stops, even if it has started anew meanwhile.
+        if self.exit_status != RESTART_STATUS:
+            notify.notify("STOPPING=1")
         self.draining = True
         self.paused = self._desk.held = False
         self.stop_by = now + self.settings.limits.drain_s

@@ -567,6 +567,24 @@ def test_systemd_is_told_ready_alive_and_stopping(
     assert daemon.stop(0) == 0
 
 
+def test_a_restart_is_no_stop_to_systemd_which_would_end_it(
+    start_daemon: DaemonFactory,
+    watcher: Requester,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(tmp_path / "notify"))
+        notified.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        start_daemon(wait=False)
+        assert notified.recv(4096) == b"READY=1"
+        watcher.status("online")
+        watcher.ctl("restart", what="service")
+        words = list(iter(lambda: notified.recv(4096), b"READY=1"))
+        assert not any(b"STOPPING=1" in word for word in words)
+
+
 def test_the_watchdog_of_another_process_is_left_alone(
     start_daemon: DaemonFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,1 @@
+"""phid as a system service: what scripts/install does, in Python's own library alone."""

@@ -1,0 +1,162 @@
+"""The environments: one for each build, made whole beside the one in use, then switched to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from installer.acts import Acts, Failed, answer
+from installer.layout import Layout
+
+_WHOLE = ".whole"
+_ROOM_MB = 700
+
+
+def name(layout: Layout, locks: Sequence[Path]) -> str:
+    """What the checkout's build is called: its version, and a hash of all that goes into it."""
+    package = layout.checkout / "daemon/phid"
+    digest = hashlib.sha256(sys.version.encode())
+    for path in [*locks, layout.checkout / "pyproject.toml", *sorted(_sources(package))]:
+        digest.update(str(path.relative_to(layout.checkout)).encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return f"{version(layout)}-{digest.hexdigest()[:12]}"
+
+
+def version(layout: Layout) -> str:
+    """The checkout's version of phid."""
+    text = (layout.checkout / "daemon/phid/__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def locks_of(layout: Layout, extras: Iterable[str]) -> list[Path]:
+    """The lock files with what every device needs, and with the packages of extras."""
+    return [layout.checkout / "scripts/lock" / f"{extra}.txt" for extra in ("run", *extras)]
+
+
+def extras_of(folder: Path) -> list[str]:
+    """The extras that an environment was made with."""
+    try:
+        return (folder / _WHOLE).read_text(encoding="utf-8").split()
+    except OSError:
+        return []
+
+
+def build(acts: Acts, layout: Layout, extras: Sequence[str], wheelhouse: Path | None) -> Path:
+    """The environment of the checkout's build, made if it is not there whole.
+
+    Raises Failed; what is in use is not touched.
+    """
+    locks = locks_of(layout, extras)
+    folder = layout.venvs / name(layout, locks)
+    if (folder / _WHOLE).exists():
+        acts.say(f"{folder} is there already")
+        return folder
+    if not acts.dry:
+        _check_room(layout)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
+    try:
+        pip = _make(acts, folder, wheelhouse)
+        source = ("--no-index", "--find-links", wheelhouse) if wheelhouse else ()
+        options = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
+        acts.run(
+            *pip, "install", *options, *source, "--require-hashes", "--only-binary", ":all:",
+            *(part for lock in locks for part in ("-r", lock)),
+        )  # fmt: skip
+        # The build's own tools are locked too, and in this environment.
+        acts.run(
+            *pip, "install", *options, "--no-index", "--no-deps", "--no-build-isolation",
+            layout.checkout,
+        )  # fmt: skip
+        acts.write(folder / _WHOLE, " ".join(extras))
+    except Failed:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def current(layout: Layout) -> Path | None:
+    """The environment in use; None where there is none."""
+    if not layout.venv.is_symlink():
+        return None
+    folder = layout.venv.parent / os.readlink(layout.venv)  # noqa: PTH115 - it is relative
+    return folder if folder.is_dir() else None
+
+
+def adopt(acts: Acts, layout: Layout) -> None:
+    """Take an environment that was made by hand in the link's place among ours: to come back to."""
+    if acts.dry or layout.venv.is_symlink() or not layout.venv.is_dir():
+        return
+    layout.venvs.mkdir(exist_ok=True)
+    layout.venv.rename(layout.venvs / "made-by-hand")
+    layout.venv.symlink_to("venvs/made-by-hand")
+
+
+def switch(acts: Acts, layout: Layout, folder: Path) -> bool:
+    """Have phid.service's next start use this environment: True if it did not already."""
+    if not acts.dry:
+        os.sync()  # a power cut after the switch must find what it switched to
+    return acts.link(layout.venv, f"venvs/{folder.name}")
+
+
+def prune(acts: Acts, layout: Layout, keep: set[Path]) -> None:
+    """Remove every other environment."""
+    for folder in sorted(layout.venvs.glob("*")):
+        if folder not in keep:
+            acts.remove(folder)
+
+
+def _sources(package: Path) -> Iterator[Path]:
+    """All that a build puts into the environment."""
+    for path in package.rglob("*"):
+        if path.is_file() and path.parent.name != "__pycache__":
+            yield path
+
+
+def _make(acts: Acts, folder: Path, wheelhouse: Path | None) -> tuple[str | Path, ...]:
+    """An empty environment: its pip, as a command."""
+    python = folder / "bin/python"
+    if _has_ensurepip():
+        acts.run(sys.executable, "-m", "venv", folder)
+        return (python, "-m", "pip")
+    if wheelhouse is not None:
+        wheels = sorted(wheelhouse.glob("pip-*.whl"))
+        if not wheels:
+            raise Failed(
+                f"{sys.executable} has no ensurepip, and {wheelhouse} no pip:"
+                f" pip download --dest {wheelhouse} pip"
+            )
+        acts.run(sys.executable, "-m", "venv", "--without-pip", folder)
+        return (python, wheels[-1] / "pip")
+    if shutil.which("apt-get") is None:
+        raise Failed(f"{sys.executable} has no ensurepip: install the package that brings it")
+    package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+    acts.say(f"{sys.executable} has no ensurepip: {package} brings it")
+    acts.run("apt-get", "-qq", "update")
+    acts.run(
+        "apt-get", "-qq", "install", "--no-install-recommends", "-y", package,
+        env={"DEBIAN_FRONTEND": "noninteractive"},
+    )  # fmt: skip
+    acts.run(sys.executable, "-m", "venv", folder)
+    return (python, "-m", "pip")
+
+
+def _has_ensurepip() -> bool:
+    # Debian's python3 has the module, without the wheels that it needs.
+    return answer(sys.executable, "-c", "import ensurepip; ensurepip.version()")[0] == 0
+
+
+def _check_room(layout: Layout) -> None:
+    layout.venvs.mkdir(parents=True, exist_ok=True)
+    free_mb = shutil.disk_usage(layout.venvs).free >> 20
+    if free_mb < _ROOM_MB:
+        raise Failed(
+            f"{layout.venvs} has {free_mb} MiB free, an environment takes {_ROOM_MB}:"
+            f" make room (du -xh / | sort -h | tail)"
+        )

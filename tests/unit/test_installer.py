@@ -1,0 +1,409 @@
+"""scripts/installer: what it writes, what it keeps, and what it decides."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from installer import configuration, hardware, health, models, units, venvs
+from installer.acts import Acts, Failed
+from installer.installation import uninstall
+from installer.layout import Layout
+from rig import ROOT
+
+
+@pytest.fixture
+def acts() -> Acts:
+    return Acts()
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(ROOT, tmp_path)
+
+
+@pytest.fixture
+def phid(tmp_path: Path) -> Path:
+    """The command of an environment: of the checkout, run by this Python."""
+    command = tmp_path / "phid"
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT}/daemon exec {sys.executable} -m phid "$@"\n')
+    command.chmod(0o755)
+    return command
+
+
+# Acts.
+
+
+def test_a_dry_run_tells_every_act_and_does_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acts, there = Acts(dry=True), tmp_path / "there"
+    there.write_text("x")
+    acts.run("touch", tmp_path / "made")
+    acts.write(tmp_path / "written", "x")
+    acts.link(tmp_path / "linked", "there")
+    acts.remove(there)
+    acts.copy(tmp_path, tmp_path / "copied")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    told = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["run", "write", "link", "remove", "copy"]
+
+
+def test_what_is_so_already_is_not_done_again(acts: Acts, tmp_path: Path) -> None:
+    assert acts.write(tmp_path / "file", "x")
+    assert acts.link(tmp_path / "link", "file")
+    again = Acts()
+    assert not again.write(tmp_path / "file", "x")
+    assert not again.link(tmp_path / "link", "file")
+
+
+def test_everything_is_put_back_as_it_was(tmp_path: Path) -> None:
+    file, link, gone = (tmp_path / name for name in ("file", "link", "gone"))
+    file.write_text("before")
+    gone.write_text("before")
+    link.symlink_to("file")
+    acts = Acts()
+    acts.write(file, "after")
+    acts.write(file, "later still")
+    acts.write(tmp_path / "new", "after")
+    acts.link(link, "new")
+    acts.remove(gone)
+    acts.restore()
+    assert file.read_text() == gone.read_text() == "before"
+    assert link.readlink() == Path("file")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_command_that_fails_is_told_with_its_last_words(acts: Acts) -> None:
+    with pytest.raises(Failed, match=r"status 3:\n    last word"):
+        acts.run("sh", "-c", "echo last word; exit 3")
+    with pytest.raises(Failed, match="no-such-command: No such file"):
+        acts.run("no-such-command")
+
+
+# Environments.
+
+
+def test_another_line_of_code_is_another_build(tmp_path: Path) -> None:
+    copy = tmp_path / "checkout"
+    for part in ("daemon", "pyproject.toml", "scripts/lock"):
+        source, target = ROOT / part, copy / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    layout = Layout(copy)
+    locks = venvs.locks_of(layout, [])
+    first = venvs.name(layout, locks)
+    assert first == venvs.name(layout, locks)
+    assert first.startswith(venvs.version(layout) + "-")
+    log = copy / "daemon/phid/log.py"
+    log.write_text(log.read_text() + "\n")
+    assert venvs.name(layout, locks) != first
+
+
+def test_a_build_that_fails_leaves_what_is_in_use(
+    acts: Acts, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(venvs, "_has_ensurepip", lambda: False)  # which takes seconds to unpack
+    in_use = layout.venvs / "old"
+    in_use.mkdir(parents=True)
+    venvs.switch(acts, layout, in_use)
+    (tmp_path / "wheelhouse/pip-0.whl").mkdir(parents=True)
+    with pytest.raises(Failed, match=r"pip-0.whl/pip install .* ended with status"):
+        venvs.build(acts, layout, [], tmp_path / "wheelhouse")
+    assert venvs.current(layout) == in_use
+    assert [path.name for path in layout.venvs.iterdir()] == ["old"]
+
+
+def test_a_hand_made_environment_is_kept_to_come_back_to(acts: Acts, layout: Layout) -> None:
+    layout.venv.mkdir(parents=True)
+    (layout.venv / "mine").touch()
+    venvs.adopt(acts, layout)
+    (layout.venvs / "new").mkdir()
+    assert venvs.switch(acts, layout, layout.venvs / "new")
+    assert venvs.current(layout) == layout.venvs / "new"
+    acts.restore()
+    assert (layout.venv / "mine").exists()
+
+
+def test_the_one_before_is_kept_and_older_ones_are_not(acts: Acts, layout: Layout) -> None:
+    for name in ("first", "second", "third"):
+        (layout.venvs / name).mkdir(parents=True)
+    venvs.prune(acts, layout, {layout.venvs / "second", layout.venvs / "third"})
+    assert sorted(path.name for path in layout.venvs.iterdir()) == ["second", "third"]
+
+
+# Settings.
+
+
+def test_the_settings_that_are_written_can_be_used(acts: Acts, layout: Layout, phid: Path) -> None:
+    configuration.write(acts, layout, "phi")
+    configuration.check(layout, phid)
+    settings = configuration.settings(layout, phid)
+    assert settings["models_dir"] == "/var/lib/phid/models"
+    assert settings["state_dir"] == "/var/lib/phid"
+    assert settings["engine.model"] == "phi"
+
+
+def test_settings_are_never_overwritten_and_new_defaults_are_put_beside(
+    acts: Acts, layout: Layout
+) -> None:
+    configuration.write(acts, layout, "")
+    beside = layout.config.with_name("phid.toml.new")
+    layout.config.write_text("mine")
+    configuration.write(Acts(), layout, "")
+    assert not beside.exists()  # nothing is new
+    (layout.shipped / "phid.toml").write_text("the defaults of an older version")
+    configuration.write(Acts(), layout, "")
+    assert layout.config.read_text() == "mine"
+    assert beside.read_text() == configuration.rendered(layout)
+
+
+def test_settings_cut_off_in_the_middle_are_told(layout: Layout, phid: Path) -> None:
+    layout.config.parent.mkdir(parents=True)
+    layout.config.write_text('[mqtt]\nhost = "bro')
+    with pytest.raises(Failed, match=r"phid.toml cannot be used; mend it(.|\n)*Unterminated"):
+        configuration.check(layout, phid)
+
+
+# The unit on this machine.
+
+
+def test_limits_of_memory_leave_room_for_the_service() -> None:
+    assert units.memory({"engine.memory_mb": 0, "engine.model": ""}) is None
+    sizes = {
+        "limits.backlog_bytes": 64 << 20,
+        "vision.parts_bytes": 32 << 20,
+        "engine.model": "",
+    }
+    text = units.memory({"engine.memory_mb": 4000, **sizes})
+    assert text is not None
+    assert text.endswith("[Service]\nMemoryHigh=4288M\nMemoryMax=4716M\n")
+    several = {**sizes, "engine.model": "a", "engine.frame_model": "b", "engine.models": ["b", "c"]}
+    text = units.memory({"engine.memory_mb": 1000, **several})
+    assert text is not None
+    assert "MemoryHigh=3288M" in text
+    text = units.memory({"engine.memory_mb": 1000, "engine.budget_mb": 2000, **several})
+    assert text is not None
+    assert "MemoryHigh=2288M" in text
+
+
+def test_each_credential_is_loaded_and_its_absence_asserted(tmp_path: Path) -> None:
+    assert units.credentials(tmp_path) is None
+    (tmp_path / "mqtt-password").touch()
+    (tmp_path / "notes").touch()
+    text = units.credentials(tmp_path)
+    assert text is not None
+    assert text.splitlines()[1:] == [
+        "[Unit]",
+        f"AssertPathExists={tmp_path}/mqtt-password",
+        "[Service]",
+        f"LoadCredential=mqtt-password:{tmp_path}/mqtt-password",
+    ]
+
+
+def test_a_credential_that_is_gone_is_named(acts: Acts, layout: Layout) -> None:
+    layout.credentials.mkdir(parents=True)
+    secret = layout.credentials / "mqtt-key"
+    secret.touch()
+    units.write_drop_ins(acts, layout, {}, None)
+    units.check_credentials(layout)
+    secret.unlink()
+    with pytest.raises(Failed, match=f"the credential {secret} is gone: put it back"):
+        units.check_credentials(layout)
+
+
+def test_a_drop_in_that_is_not_needed_any_more_goes(acts: Acts, layout: Layout) -> None:
+    units.write_drop_ins(acts, layout, {"engine.model": "", "engine.memory_mb": 4000}, "dri")
+    assert sorted(path.name for path in layout.drop_ins.iterdir()) == [units.PROVIDER, units.MEMORY]
+    units.write_drop_ins(acts, layout, {}, None)
+    assert not list(layout.drop_ins.iterdir())
+
+
+def test_the_hardware_says_which_drop_in(tmp_path: Path) -> None:
+    assert hardware.provider({}) == "cpu"
+    assert hardware.provider({"provider": {"actual": None}}) == "cpu"
+    assert hardware.provider({"provider": {"actual": "CUDA"}}) == "cuda"
+    assert hardware.drop_in("cpu") is None
+    assert hardware.drop_in("cuda", tmp_path / "none") == "cuda"
+    assert hardware.drop_in("cuda", tmp_path) == "jetson"
+    for drop_in in {*hardware.DROP_INS.values(), "jetson"}:
+        assert (ROOT / "systemd/provider" / f"{drop_in}.conf").exists()
+
+
+# Models.
+
+
+def test_what_fits_is_read_as_it_is_printed() -> None:
+    assert models.chosen(json.dumps({"chosen": "phi-3.5-mini", "tokens": 2048})) == "phi-3.5-mini"
+    for nothing in ("", "[]", '{"chosen": null}', '{"chosen": ""}'):
+        assert models.chosen(nothing) is None
+
+
+def test_a_model_that_cannot_be_chosen_is_no_reason_not_to_install(
+    acts: Acts, layout: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = tmp_path / "old-phid"
+    silent.write_text("#!/bin/sh\necho 'no route to the hub' >&2; exit 1\n")
+    silent.chmod(0o755)
+    assert models.provide(acts, layout, silent, None) == ""
+    assert "no model was chosen: no route to the hub" in capsys.readouterr().err
+
+
+def test_a_model_that_is_there_is_kept(acts: Acts, layout: Layout) -> None:
+    folder = layout.models / "mine"
+    folder.mkdir(parents=True)
+    (folder / "genai_config.json").touch()
+    assert models.provide(acts, layout, Path("/no/phid"), None) == ""
+
+
+def test_a_folder_that_is_no_model_is_refused(acts: Acts, layout: Layout, tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="is no model"):
+        models.provide(acts, layout, Path("/no/phid"), str(tmp_path))
+
+
+def test_what_comes_from_the_hub_needs_its_client(layout: Layout, tmp_path: Path) -> None:
+    assert models.is_to_be_fetched(layout, None)
+    assert models.is_to_be_fetched(layout, "phi-3.5-mini")
+    for brought in ("none", "demo", str(tmp_path), "./models/mine"):
+        assert not models.is_to_be_fetched(layout, brought)
+    there = layout.models / "phi-3.5-mini"
+    there.mkdir(parents=True)
+    (there / "genai_config.json").touch()
+    assert not models.is_to_be_fetched(layout, None)
+    assert not models.is_to_be_fetched(layout, "phi-3.5-mini")
+
+
+# Health.
+
+
+def looks(*seen: health.Seen) -> Callable[[], health.Seen]:
+    """One look after another, the last for ever."""
+    script: Iterator[health.Seen] = iter(seen)
+
+    def look() -> health.Seen:
+        return next(script, seen[-1])
+
+    return look
+
+
+def waited(*seen: health.Seen, wanted_online: bool) -> tuple[bool, float]:
+    """Whether it is well, and after how long by a clock that only sleeping moves."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    well, _ = health.wait(
+        looks(*seen), 60, wanted_online=wanted_online, clock=lambda: now[0], sleep=sleep
+    )
+    return well, now[0]
+
+
+UP = health.Seen("active", 0, "0")
+LOADING = health.Seen("active", 0, "0", "loading")
+ONLINE = health.Seen("active", 0, "0", "online")
+DEGRADED = health.Seen("active", 0, "0", "degraded", reason="no model")
+
+
+def test_it_is_well_once_it_is_online() -> None:
+    assert waited(UP, LOADING, ONLINE, wanted_online=True) == (True, 1.0)
+
+
+def test_it_is_not_well_while_it_loads_and_loads() -> None:
+    assert waited(LOADING, wanted_online=True) == (False, 60.0)
+
+
+@pytest.mark.parametrize("seen", [UP, DEGRADED])
+def test_it_is_as_well_as_it_was_when_it_stays_up(seen: health.Seen) -> None:
+    well, after_s = waited(seen, wanted_online=False)
+    assert well
+    assert after_s < 20
+
+
+def test_what_was_online_must_be_online_again() -> None:
+    well, after_s = waited(DEGRADED, wanted_online=True)
+    assert not well
+    assert after_s < 20
+    assert waited(UP, wanted_online=True) == (False, 60.0)
+
+
+def test_a_daemon_that_keeps_ending_is_not_waited_for() -> None:
+    crashes = [health.Seen("activating", n, "1") for n in range(9)]
+    assert waited(*crashes, wanted_online=False) == (False, 1.5)
+    failed = health.Seen("failed", 0, "78")
+    assert waited(failed, wanted_online=False) == (False, 0.0)
+    assert failed.says == "phid.service has failed: the settings cannot be used"
+
+
+# Removal, and the command.
+
+
+def test_what_is_not_its_own_is_kept(acts: Acts, layout: Layout) -> None:
+    units.write(acts, layout)
+    configuration.write(acts, layout, "")
+    units.write_drop_ins(acts, layout, {"engine.model": "", "engine.memory_mb": 4000}, None)
+    (layout.drop_ins / "mine.conf").touch()
+    layout.command.parent.mkdir(parents=True)
+    layout.command.write_text("somebody else's")
+    layout.models.mkdir(parents=True)
+    uninstall(acts, layout, purge=False)
+    files = sorted(str(p.relative_to(layout.root)) for p in layout.root.rglob("*") if p.is_file())
+    assert files == [
+        "etc/phid/phid.toml",
+        "etc/systemd/system/phid.service.d/mine.conf",
+        "usr/local/bin/phid",
+    ]
+    assert layout.models.exists()
+
+
+def install(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    argv = [str(part) for part in (ROOT / "scripts/install", *arguments)]
+    return subprocess.run(
+        argv, capture_output=True, text=True, check=False, env=environment or None
+    )
+
+
+def test_the_command_tells_a_whole_installation_and_does_nothing(tmp_path: Path) -> None:
+    done = install("--dry-run", "--root", tmp_path, "--model", "demo")
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("would ")]
+    for part in ("-m venv", "--require-hashes", "demo.txt", "systemd-sysusers", "prepare demo",
+                 "etc/phid/phid.toml", "phid.service", "enable", "restart", "doctor"):  # fmt: skip
+        assert any(part in line for line in told), part
+    assert not list(tmp_path.iterdir())
+
+
+def test_there_must_be_something_to_upgrade(tmp_path: Path) -> None:
+    done = install("--dry-run", "--upgrade", "--root", tmp_path)
+    assert done.returncode == 1
+    assert "there is nothing to upgrade" in done.stderr
+
+
+def test_without_a_python_it_says_what_is_needed(tmp_path: Path) -> None:
+    for tool in ("bash", "dirname", "id", "readlink"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
+    (tmp_path / "python3").write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.12\nexit 1\n'
+    )
+    (tmp_path / "python3").chmod(0o755)
+    done = install("--dry-run", PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "needs Python 3.11, 3.12 or 3.13; here is Python 3.10.12" in done.stderr
+    assert "uv" in done.stderr
+
+
+def test_without_a_python_it_takes_the_distributions_own(tmp_path: Path) -> None:
+    test_without_a_python_it_says_what_is_needed(tmp_path)
+    for tool in ("apt-get", "apt-cache"):
+        (tmp_path / tool).write_text("#!/bin/sh\nexit 0\n")
+        (tmp_path / tool).chmod(0o755)
+    done = install("--dry-run", PATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "would run env DEBIAN_FRONTEND=noninteractive apt-get -qq install" in done.stderr
+    assert "python3.11 python3.11-venv" in done.stderr
