@@ -21,11 +21,15 @@ _log = log.get("crew")
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """A model and its worker. `leaving` says why it is to be unloaded, until it is wanted again."""
+    """A model and its worker. `leaving` says why it is to be unloaded, until it is wanted again.
+
+    `ordered`: an operator wants it loaded, and it is not yet.
+    """
 
     model: Model
     worker: Worker
     leaving: str | None = None
+    ordered: bool = False
     pinned: bool = False
 
     @property
@@ -73,7 +77,6 @@ class Crew:
     ) -> None:
         self.keep_alive_s = keep_alive_s
         self.tell = tell
-        self.loads = 0
         self._hire = hire
         self._budget = budget_bytes
         self._available = available
@@ -219,6 +222,8 @@ class Crew:
         for worker in self.workers:
             worker.tick(now, quiet=quiet)
         self._complete_switch()
+        for member in [member for member in self._members.values() if member.ordered]:
+            self._follow_order(member, now)
         for member in self._members.values():
             if not member.idle:
                 continue
@@ -239,15 +244,15 @@ class Crew:
     def load(self, name: str, now: float, *, pin: bool) -> None:
         """Have a model loaded, and stay if `pin`; any that is on this machine."""
         member = self._known(name)
-        member.pinned = member.pinned or pin
         self.want(name, now)
+        member.pinned, member.ordered = member.pinned or pin, True
 
     def unload(self, name: str, now: float) -> None:
         """End its engine when it has nothing to do, until somebody wants it again."""
         member = self._members.get(name)
         if member is None:
             raise Refused(Code.NOT_FOUND, "no such model here: see out/info", field="model")
-        member.pinned, member.leaving = False, "unloaded by command"
+        member.pinned, member.ordered, member.leaving = False, False, "unloaded by command"
         self.tick(now)
 
     def switch(self, name: str, now: float) -> None:
@@ -264,11 +269,12 @@ class Crew:
             sees = self._members[both].kind == "vision"
             slots = ["text"] if sees and member.kind != "vision" else ["text", "frame"]
         old = {slot: self._defaults[slot] for slot in slots}
-        beside = not self.waits_for_room(name)
+        self.want(name, now)
+        member.ordered = True
+        beside = member.worker.state != "stopped" or not self.waits_for_room(name)
         self._switch = _Switch(name, old, in_force=not beside)
         if not beside:
             self._make_default(self._switch)
-        self.want(name, now)
         self._complete_switch()
 
     # What the engines say.
@@ -280,7 +286,6 @@ class Crew:
             if event is None:
                 continue
             if isinstance(event, Ready):
-                self.loads += 1
                 self.tell(member.model.name, "ready", None)
             elif isinstance(event, LoadFailed):
                 self.tell(member.model.name, "failed", event.message)
@@ -356,6 +361,17 @@ class Crew:
         _log.info("model_unloaded", model=member.model.name, reason=reason)
         member.worker.retire(now)
         self.tell(member.model.name, "unloaded", reason)
+
+    def _follow_order(self, member: _Member, now: float) -> None:
+        """Load what a command wants as soon as nothing is in the way."""
+        try:
+            self.want(member.model.name, now)
+        except Refused as refused:
+            self.tell(member.model.name, "failed", refused.failure.message)
+            self._abandon_switch(member.model.name)
+            member.ordered = False
+        else:
+            member.ordered = member.worker.state in ("stopped", "retiring")
 
     def _make_default(self, switch: _Switch) -> None:
         for slot in switch.old:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from phid import graphs, memory, soundness
@@ -24,6 +24,8 @@ _LAYER_S = 0.11e-3
 _LAYER_PACE_S = 26e-6  # `Speed.pace_s` where that was measured
 # Of whoever is not in the catalog: it was put here on purpose, and goes before the demo model.
 _RANK = 20
+# As Microsoft names the folders of its builds.
+_BLOCK = re.compile(r"block-(\d+)")
 _VIEWS = 5  # of one picture at detail auto: 4 crops and the whole
 # Of the machine's memory, what the system and the service need.
 _SYSTEM_SHARE, _SYSTEM_BYTES = 0.1, 512 << 20
@@ -51,7 +53,8 @@ class Machine:
 class Needs:
     """A model as a machine sees it: bytes of files, of weights a token reads, of a token's cache.
 
-    0 where it is not known; `rank` is the order of preference.
+    0 where it is not known; `rank` is the order of preference, `block` how many weights share a
+    scale.
     """
 
     name: str
@@ -64,12 +67,14 @@ class Needs:
     providers: tuple[str, ...] = ("cpu",)
     rank: int = 0
     unsupported: str = ""
+    block: int = graphs.BLOCK
 
     def memory_bytes(self, tokens: int) -> int:
         """The most it takes, with so many tokens of prompt and answer and one picture."""
         views = _VIEWS if self.kind == "vision" else 0
         cache = min(tokens, self.context or tokens) * self.kv_bytes_per_token
-        return memory.peak_bytes(self.files_bytes, cache, views)
+        loaded = memory.model_bytes(self.files_bytes, self.block, self.kind)
+        return loaded + cache + views * memory.VIEW_BYTES
 
     def tokens_s(self, speed: Speed, context: int = 0) -> float | None:
         """The rate of decoding that is to be expected on a CPU; None where too little is known.
@@ -115,6 +120,7 @@ def of_build(build: Build) -> Needs:
         providers=build.providers,
         rank=build.rank,
         unsupported=unsupported,
+        block=int(said[1]) if (said := _BLOCK.search(build.folder)) else graphs.BLOCK,
     )
 
 
@@ -129,21 +135,20 @@ def of_folder(model: StoredModel, build: Build | None = None) -> Needs:
     sizes = [decoder.get(n) for n in ("num_hidden_layers", "num_key_value_heads", "head_size")]
     layers, heads, size = (n if isinstance(n, int) else 0 for n in sizes)
     width = 4 if build is None or "cpu" in build.providers else 2
+    graph = model.path / str(decoder.get("filename", ""))
+    there = graph.is_file()
     return Needs(
         name=model.name,
         kind=model.kind,
         files_bytes=model.size_bytes,
-        read_bytes=_read_bytes(model.path / str(decoder.get("filename", ""))),
+        read_bytes=graphs.read(graph).read_bytes() if there else 0,
         kv_bytes_per_token=2 * layers * heads * size * width,
         layers=layers,
         context=model.context,
         providers=build.providers if build else ("cpu",),
         rank=build.rank if build else _RANK,
+        block=graphs.block_size(graph) if there else graphs.BLOCK,
     )
-
-
-def _read_bytes(path: Path) -> int:
-    return graphs.read(path).read_bytes() if path.is_file() else 0
 
 
 def judge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ _NODE_INPUT, _NODE_TYPE, _NODE_ATTRIBUTE = 1, 4, 5
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 _TENSOR_NAME, _TENSOR_EXTERNAL = 8, 13
 _KEY, _VALUE = 1, 2
+# An attribute's name, and its field 3: an integer.
+_BLOCK_SIZE = re.compile(rb"block_size\x18([\x80-\xff]?)([\x00-\x7f])")
+
+BLOCK = 32
+"""How many weights share a scale where nothing says it: the usual, and the larger in memory."""
 
 
 class NotOnnx(ValueError):  # noqa: N818 - it is an answer
@@ -49,6 +55,16 @@ class Graph:
     def read_bytes(self) -> int:
         """What a step reads of the weights: all but the tables that it takes single rows of."""
         return sum(w.length for w in self.weights if w.name not in self.looked_up)
+
+
+def block_size(path: Path) -> int:
+    """How many of the weights in this graph share a scale; else BLOCK. Raises OSError."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = _BLOCK_SIZE.search(data)
+        if found is None:
+            return BLOCK
+        low, high = found.groups()
+        return (low[0] & 0x7F) + (high[0] << 7) if low else high[0]
 
 
 def read(path: Path) -> Graph:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from phid import memory, proposal, store
+from phid import fit, graphs, proposal, soundness, store
 from phid.jobs import Load
 from phid.settings import Settings
 
@@ -16,9 +15,6 @@ Kind = Literal["text", "vision"]
 
 # A job of a usual length must fit too.
 _USUAL_TOKENS = 1024
-_FLOAT_BYTES = 4
-# The smallest in use takes the most.
-_BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,22 +108,11 @@ def _stored(settings: Settings, name: str) -> Model | None:
 
 
 def _reckon(folder: Path) -> tuple[Kind | None, int]:
-    """What kind of model a folder holds, and what its engine will take, in bytes."""
+    """What kind of model a folder holds, and what its engine will take, in bytes; 0: unknown."""
     stored = store.read(folder)
     if stored is None:
         return None, 0
-    kind: Kind = "vision" if stored.type == "phi3v" else "text"
-    tokens = min(stored.context, _USUAL_TOKENS)
-    cache = _cache_bytes_per_token(folder) * tokens
-    return kind, memory.model_bytes(stored.size_bytes, _BLOCK, kind) + cache
-
-
-def _cache_bytes_per_token(folder: Path) -> int:
-    """As on a CPU, whose cache is float32: the most that it takes."""
     try:
-        config: dict[str, Any] = json.loads((folder / "genai_config.json").read_text("utf-8"))
-        decoder = config["model"]["decoder"]
-        heads = decoder["num_hidden_layers"] * decoder["num_key_value_heads"]
-        return int(heads * decoder["head_size"]) * 2 * _FLOAT_BYTES
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        return stored.kind, fit.of_folder(stored).memory_bytes(_USUAL_TOKENS)
+    except (soundness.NoModel, graphs.NotOnnx, OSError):
+        return stored.kind, 0

@@ -21,15 +21,6 @@ VIEW_BYTES = 51 * _MIB
 """What a view of 336 x 336 pixels takes while Phi-3.5-vision looks at it, as measured on a twin of
 its geometry; beside it, what loading has left to be used again is more than anything else."""
 
-# Of a loaded model, measured on the same twin in ten runs, within 1.2 %.
-_PER_FILE_BYTE = 1.226
-_BESIDES = 204 * _MIB
-
-
-def peak_bytes(files_bytes: int, cache_bytes: int, views: int) -> int:
-    """The most a model is expected to take: its files, the cache, and the views of pictures."""
-    return int(_PER_FILE_BYTE * files_bytes) + cache_bytes + _BESIDES + views * VIEW_BYTES
-
 
 def total_bytes() -> int:
     """The machine's memory."""

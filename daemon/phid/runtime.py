@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
-import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from phid import (
     execution,
+    graphs,
     manifest,
     memory,
     placement,
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONFIG = "genai_config.json"
-# How many weights share a scale where nothing says it: the usual, and the larger in memory.
-_BLOCK = 32
 _GRAPHS = ("decoder", "vision", "embedding")
 # Tokens of the warm-up: those whose kernels are looked at, and those that are timed (for at most
 # so long: on a small board a token of a large model takes a quarter of a second).
@@ -69,8 +66,8 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     options: dict[str, Any] = {"intra_op_num_threads": count}
     if load.profile:
         options["enable_profiling"] = load.profile
-    graphs = {graph: {"session_options": options} for graph in _GRAPHS if graph in config}
-    og_config.overlay(json.dumps({"model": graphs}))
+    sessions = {graph: {"session_options": options} for graph in _GRAPHS if graph in config}
+    og_config.overlay(json.dumps({"model": sessions}))
     execution.place(og_config, load)
     report(Loading("loading the model"))
     try:
@@ -149,22 +146,11 @@ def _explained(error: RuntimeError, folder: Path) -> Exception:
 
 def _estimate_bytes(folder: Path, config: dict[str, Any], kind: Literal["text", "vision"]) -> int:
     """What the model will take of memory: by its graphs, and the data that lies beside each."""
-    graphs = {part["filename"] for part in config.values() if _has_file(part)}
-    files = sum(path.stat().st_size for name in graphs for path in folder.glob(f"{name}*"))
+    names = {part["filename"] for part in config.values() if _has_file(part)}
+    files = sum(path.stat().st_size for name in names for path in folder.glob(f"{name}*"))
     named = _has_file(config.get("decoder"))
-    block = _block_size(folder / config["decoder"]["filename"]) if named else _BLOCK
+    block = graphs.block_size(folder / config["decoder"]["filename"]) if named else graphs.BLOCK
     return memory.model_bytes(files, block, kind)
-
-
-def _block_size(graph: Path) -> int:
-    """How many weights of this graph share a scale."""
-    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        # An attribute's name (onnx.proto: AttributeProto), and its field 3: an integer.
-        found = re.search(rb"block_size\x18([\x80-\xff]?)([\x00-\x7f])", data)
-        if found is None:
-            return _BLOCK
-        low, high = found.groups()
-        return (low[0] & 0x7F) + (high[0] << 7) if low else high[0]
 
 
 def _has_file(part: Any) -> bool:

@@ -237,6 +237,16 @@ def test_a_switch_to_one_that_cannot_be_loaded_leaves_the_old_one(
         assert refused.value.failure.code is Code.LOADING
 
 
+def test_an_order_that_cannot_be_followed_at_once_is_followed_later(
+    yard: Callable[..., Yard],
+) -> None:
+    y = yard(model("a", path="load_fail"), gib=9)
+    assert y.crew.states["a"] == "loading"
+    y.crew.load("stored", time.monotonic(), pin=False)
+    assert y.crew.states["stored"] == "stopped"
+    y.until(lambda: y.loaded() == {"stored"})
+
+
 @pytest.mark.parametrize("act", ["load", "switch", "unload"])
 def test_a_model_that_is_not_on_this_machine_is_not_found(
     yard: Callable[..., Yard], act: str
