@@ -8,20 +8,28 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from phid import credentials, log
-from phid.sections import Mqtt
 from phid.settings import SettingsError
+from phid.traffic import (
+    BrokerEvent,
+    Connected,
+    End,
+    Ended,
+    Endpoint,
+    Inbound,
+    Protocol,
+    Sent,
+    Subscribed,
+)
 
 _CONNECT_TIMEOUT_S = 10.0
 _RECEIVE_MAXIMUM = 20
@@ -35,140 +43,8 @@ _NOT_YET_VALID, _EXPIRED = 9, 10
 _log = log.get("broker")
 
 
-class Protocol(Enum):
-    """The versions of MQTT we speak, by paho's numbers."""
-
-    V311 = paho.MQTTv311
-    V5 = paho.MQTTv5
-
-
-class End(Enum):
-    """Why a connection ended, as far as it matters for the next one."""
-
-    LOST = "lost"
-    UNREACHABLE = "unreachable"
-    NO_SUCH_PROTOCOL = "no such protocol"
-    NOT_LET_IN = "not let in"
-    TAKEN_OVER = "taken over"
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a connection ended, in words for people too."""
-
-    end: End
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Will:
-    """What the broker publishes, retained, when the connection is lost."""
-
-    topic: str
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Which broker, as whom, and what to hear of it.
-
-    `keep_session` has the broker keep messages for us while we are away; `will` makes the will of
-    each connection from its name.
-    """
-
-    mqtt: Mqtt
-    client_id: str
-    filters: tuple[str, ...]
-    keep_session: bool = False
-    will: Callable[[str], Will] | None = None
-
-    @property
-    def where(self) -> str:
-        """The broker's address, for people and as a key."""
-        mqtt = self.mqtt
-        return mqtt.host if mqtt.transport == "unix" else f"{mqtt.host}:{mqtt.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class Inbound:
-    """A message from the broker, with the MQTT 5 properties that mean something to us."""
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    dup: bool
-    response_topic: str | None = None
-    correlation: bytes | None = None
-    expiry_s: int | None = None
-    content_type: str | None = None
-    user: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The broker has taken the connection and the subscriptions.
-
-    `session` names this connection, `resumed` says the broker had kept our session, `refused`
-    are the filters it would not grant, `packet_bytes` and `window` are its limits.
-    """
-
-    link: Link
-    session: str
-    protocol: Protocol
-    resumed: bool
-    refused: tuple[str, ...]
-    packet_bytes: int
-    window: int
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """There is no connection: why, and when the next attempt is made. Also after a failed one.
-
-    `refused`: the broker does not let us in as who we say we are.
-    """
-
-    reason: str
-    retry_s: float
-    refused: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TakenOver:
-    """Another client uses our client id: this session is over and does not come back."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A publication left: written to the socket (QoS 0) or acknowledged (QoS 1).
-
-    `refusal` is why the broker did not take it; None if it did. `heard` is False if it says
-    that nobody is subscribed to the topic.
-    """
-
-    session: str
-    mid: int
-    refusal: str | None = None
-    heard: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Subscribed:
-    """The broker's answer to `Link.subscribe`: for each of its filters, True if it was granted."""
-
-    session: str
-    mid: int
-    granted: tuple[bool, ...]
-
-
-BrokerEvent = Connected | Disconnected | TakenOver | Sent | Subscribed
-
-
-class Link:
-    """One live connection, to publish on; useless, but harmless, once it is lost."""
+class PahoLink:
+    """A `Link` by paho."""
 
     def __init__(self, client: paho.Client, session: str, protocol: Protocol) -> None:
         self.session = session
@@ -306,7 +182,7 @@ class Connection:
             CallbackAPIVersion.VERSION2,
             client_id=endpoint.client_id,
             clean_session=clean,
-            protocol=self._protocol.value,
+            protocol=MQTTProtocolVersion(self._protocol.value),
             transport=mqtt.transport,
             reconnect_on_failure=False,
         )
@@ -408,7 +284,7 @@ class Connection:
         limit = self._endpoint.mqtt.send_bytes or _MAX_PACKET_BYTES
         self._post(
             Connected(
-                Link(client, self._session, self._protocol),
+                PahoLink(client, self._session, self._protocol),
                 self._session,
                 self._protocol,
                 resumed=self._resumed,

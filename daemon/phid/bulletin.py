@@ -6,13 +6,13 @@ import time
 
 from phid import log, notify, reports
 from phid.backlog import Backlog
-from phid.broker import Will
 from phid.crew import Crew, ModelState
 from phid.health import Health
 from phid.messages import JobEvent, ModelEvent, Provider, ProviderEvent, ReloadEvent, StateEvent
 from phid.outbox import Outbox, Publication
 from phid.reports import State
 from phid.settings import Settings
+from phid.traffic import Will
 from phid.worker import Worker
 
 Event = JobEvent | ModelEvent | ProviderEvent | ReloadEvent | StateEvent

@@ -8,9 +8,9 @@ import uuid
 from types import TracebackType
 from typing import Self
 
-from phid.broker import BrokerEvent, Connected, Disconnected, Endpoint, Inbound, Link, Sent
 from phid.sections import Mqtt
 from phid.session import Session
+from phid.traffic import BrokerEvent, Connected, Disconnected, Endpoint, Inbound, Link, Sent
 
 
 class Unreachable(Exception):  # noqa: N818 - it reads as what it says

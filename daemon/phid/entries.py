@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from phid.broker import Inbound
 from phid.ledger import ReplyAddress
+from phid.traffic import Inbound
 
 
 @dataclass(frozen=True, slots=True)

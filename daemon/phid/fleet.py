@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from phid import messages
-from phid.broker import Inbound
 from phid.client import Client
 from phid.sections import Mqtt
 from phid.topics import Topics
+from phid.traffic import Inbound
 
 _OUTS = ("status", "info", "health")
 _CELL_CHARS = 160

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from phid import attachments, requests, topics
 from phid.attachments import Picture, PictureLimits
-from phid.broker import Inbound
 from phid.errors import Code, Failure, Refused
 from phid.jobs import Sampling, Turn
 from phid.ledger import ReplyAddress
 from phid.requests import Command, ModelCommand, Request, WatchCommand
 from phid.topics import Address, Topics
+from phid.traffic import Inbound
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 from phid import attachments, findings, log
 from phid.attachments import PictureLimits
-from phid.broker import Connected, Inbound, Subscribed
 from phid.crew import Crew
 from phid.errors import Code, Failure, Refused
 from phid.findings import Sighting
@@ -22,6 +21,7 @@ from phid.requests import WatchCommand
 from phid.roster import Roster
 from phid.settings import Settings
 from phid.slots import Cameras, Frame
+from phid.traffic import Connected, Inbound, Subscribed
 from phid.watches import minute_of_day
 from phid.worker import Worker
 

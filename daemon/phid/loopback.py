@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 
 from phid import messages
-from phid.broker import Connected, Protocol, Sent
 from phid.requests import Command
 from phid.topics import Topics
+from phid.traffic import Connected, Protocol, Sent
 
 _PATIENCE_S = 10.0
 _AGAIN_S = 60.0

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from phid import log, messages
-from phid.broker import Connected, Link, Sent
 from phid.errors import Code, Failure
 from phid.ledger import ReplyAddress
 from phid.messages import ErrorMessage, Outcome, Result
+from phid.traffic import Connected, Link, Sent
 
 # What a PUBLISH packet has beyond topic and payload, generously: fixed header and properties.
 _PACKET_OVERHEAD = 128

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from phid import log
-from phid.broker import Link, Subscribed
 from phid.messages import WatchStatus
 from phid.outbox import Outbox, Publication
 from phid.requests import WatchCommand
 from phid.roster import Roster
 from phid.slots import Slots
 from phid.topics import Topics
+from phid.traffic import Link, Subscribed
 from phid.watches import Watch
 
 _log = log.get("posts")

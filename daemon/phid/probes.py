@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from phid import channel, messages
-from phid.broker import Inbound
 from phid.client import Client, Unreachable
 from phid.exits import describe_exit
 from phid.jobs import EngineFacts, Event, Load, LoadFailed, Loading, Ready
@@ -19,6 +18,7 @@ from phid.requests import Command
 from phid.sections import Mqtt
 from phid.settings import Settings
 from phid.topics import ANON
+from phid.traffic import Inbound
 
 _CONNECT_S = 2.0
 _ANSWER_S = 2.0

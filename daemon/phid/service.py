@@ -10,16 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from phid import control, log, notify, reports
-from phid.broker import (
-    BrokerEvent,
-    Connected,
-    Disconnected,
-    Endpoint,
-    Inbound,
-    Sent,
-    Subscribed,
-    TakenOver,
-)
 from phid.bulletin import Bulletin
 from phid.crew import Crew
 from phid.desk import Desk
@@ -47,6 +37,16 @@ from phid.roster import Notebook, Roster
 from phid.session import Session
 from phid.settings import Settings
 from phid.thermal import Thermal
+from phid.traffic import (
+    BrokerEvent,
+    Connected,
+    Disconnected,
+    Endpoint,
+    Inbound,
+    Sent,
+    Subscribed,
+    TakenOver,
+)
 from phid.worker import EngineEnded, EngineSaid, Worker
 
 TAKEN_OVER_STATUS = 75

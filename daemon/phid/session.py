@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from phid import log, statefile
-from phid.broker import (
+from phid.broker import Connection
+from phid.traffic import (
     BrokerEvent,
     Connected,
-    Connection,
     Disconnected,
     End,
     Endpoint,

@@ -6,7 +6,6 @@ import json
 import sqlite3
 from typing import assert_never
 
-from phid.broker import Inbound
 from phid.entries import (
     Accepted,
     AskedAgain,
@@ -22,6 +21,7 @@ from phid.entries import (
     Tried,
 )
 from phid.ledger import ReplyAddress
+from phid.traffic import Inbound
 
 SCHEMA = 1
 """The version of the tables; a file of a later one is refused, never guessed at."""

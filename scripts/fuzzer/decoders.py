@@ -8,7 +8,6 @@ from typing import Any
 
 from fuzzer.source import LIMIT_BYTES, Source
 from phid import messages, requests, settings, topics
-from phid.broker import Inbound
 from phid.errors import Refused
 from phid.fleet import Fleet, table
 from phid.intake import (
@@ -20,6 +19,7 @@ from phid.intake import (
 )
 from phid.settings import Settings, SettingsError
 from phid.topics import Topics
+from phid.traffic import Inbound
 
 MAX_ERROR_BYTES = 2000
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fuzzer.words import BYTES, LITERALS, WORDS
 from phid import messages, requests, settings
-from phid.broker import Inbound
+from phid.traffic import Inbound
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"

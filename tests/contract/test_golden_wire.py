@@ -21,7 +21,6 @@ import pytest
 
 from phid import control, findings, messages, requests
 from phid.backlog import Backlog
-from phid.broker import Connected, Inbound, Protocol
 from phid.bulletin import Bulletin
 from phid.crew import Crew
 from phid.errors import Code, Failure
@@ -38,6 +37,7 @@ from phid.proofs import Report, Selection
 from phid.roster import Notebook, Roster
 from phid.settings import Settings
 from phid.slots import Frame
+from phid.traffic import Connected, Inbound, Protocol
 from phid.watches import Watch
 from phid.worker import Worker
 

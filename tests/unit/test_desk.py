@@ -12,7 +12,7 @@ from threading import Event
 import paho.mqtt.client as paho
 import pytest
 
-from phid.broker import Connected, Inbound, Link, Protocol
+from phid.broker import PahoLink
 from phid.crew import Crew
 from phid.desk import Desk
 from phid.errors import Code, Failure
@@ -26,6 +26,7 @@ from phid.outbox import Outbox
 from phid.records import Records
 from phid.sections import Limits
 from phid.settings import Settings
+from phid.traffic import Connected, Inbound, Protocol
 from phid.worker import Worker
 
 SETTINGS = Settings(device="dev", limits=Limits(backlog=20, per_client=10))
@@ -39,7 +40,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     """A desk whose outbox has all of paho behind it but the network."""
     client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
     outbox = Outbox()
-    link = Link(client, "s", Protocol.V5)
+    link = PahoLink(client, "s", Protocol.V5)
     outbox.connect(
         Connected(
             link, "s", Protocol.V5, resumed=False, refused=(), packet_bytes=1 << 21, window=10_000

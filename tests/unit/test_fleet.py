@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from phid.broker import Inbound
 from phid.fleet import Fleet, table
+from phid.traffic import Inbound
 
 
 def heard(*said: tuple[str, bytes]) -> Fleet:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phid.broker import Inbound
 from phid.errors import Code
 from phid.intake import ArrivalRefused, CancelArrived, CommandArrived, Intake, RequestArrived
 from phid.topics import Topics
+from phid.traffic import Inbound
 
 TOPICS = Topics("phid/v1", "dev")
 INTAKE = Intake(TOPICS, payload_bytes=10_000, max_tokens=100, deadline_ms=60_000)

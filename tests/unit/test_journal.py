@@ -16,7 +16,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from phid.broker import Inbound
 from phid.entries import (
     Accepted,
     AskedAgain,
@@ -36,6 +35,7 @@ from phid.entries import (
 from phid.journal import Journal, JournalTooNewError
 from phid.ledger import ReplyAddress
 from phid.tables import SCHEMA
+from phid.traffic import Inbound
 
 MIB = 1 << 20
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phid.broker import Connected, Link, Protocol, Sent
 from phid.errors import Code, Failure
 from phid.jobs import Finish
 from phid.ledger import ReplyAddress
 from phid.messages import Result, StateEvent, Timing, UsageReport, error_message
 from phid.outbox import Outbox, Publication
+from phid.traffic import Connected, Link, Protocol, Sent
 
 HERE = ReplyAddress("here", b"c")
 

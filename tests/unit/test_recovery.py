@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from phid import messages, recovery
-from phid.broker import Inbound
 from phid.entries import Accepted, Row
 from phid.errors import Code, Failure
 from phid.intake import Intake
@@ -14,6 +13,7 @@ from phid.ledger import ReplyAddress
 from phid.messages import ErrorMessage
 from phid.recovery import Again, Over
 from phid.topics import Topics
+from phid.traffic import Inbound
 
 INTAKE = Intake(Topics("phid/v1", "dev"), payload_bytes=1 << 20, max_tokens=100, deadline_ms=90_000)
 ADDRESS = ReplyAddress("phid/v1/client/c/rx", b"corr")

@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from phid.broker import Connected, End, Endpoint, Link, Protocol, Sent
 from phid.loopback import Loopback
 from phid.messages import Status, encode
 from phid.rivals import Rivals
 from phid.sections import Mqtt
 from phid.session import Protocols
 from phid.topics import Topics
+from phid.traffic import Connected, End, Endpoint, Link, Protocol, Sent
 
 DAY = 86_400.0
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from phid import attachments, settings, topics, watches
 from phid.attachments import PictureLimits
-from phid.broker import Connected, Protocol, Subscribed
 from phid.crew import Crew
 from phid.errors import Code, Refused
 from phid.health import Health
@@ -30,6 +29,7 @@ from phid.requests import decode_watch
 from phid.roster import Notebook, Roster
 from phid.settings import Settings
 from phid.slots import MAX_CAMERAS, Cameras, Slots
+from phid.traffic import Connected, Protocol, Subscribed
 from phid.watches import MAX_WATCHES, Watch
 
 PNG = base64.b64decode(
