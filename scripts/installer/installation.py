@@ -94,6 +94,8 @@ def _environment(acts: Acts, layout: Layout, wishes: Wishes) -> Path:
     # What fetches models is wanted of each device whose model is not brought to it.
     if models.is_to_be_fetched(layout, wishes.model):
         extras.add("hub")
+    if wishes.wheelhouse is not None and not any(wishes.wheelhouse.glob("huggingface_hub-*")):
+        extras.discard("hub")  # the wheelhouse was not filled for it, and no hub is in reach
     if wishes.model == models.DEMO:
         extras.add("demo")
     there = [extra for extra in sorted(extras) if venvs.locks_of(layout, [extra])[1].exists()]

@@ -379,6 +379,18 @@ def test_the_command_tells_a_whole_installation_and_does_nothing(tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_without_a_network_the_hubs_client_is_only_wanted_where_it_was_brought(
+    tmp_path: Path,
+) -> None:
+    house = tmp_path / "house"
+    house.mkdir()
+    argv = ("--dry-run", "--root", tmp_path / "root", "--offline", house)
+    (house / "pip-0.whl").touch()
+    assert "hub.txt" not in install(*argv).stdout
+    (house / "huggingface_hub-2.4.0-py3-none-any.whl").touch()
+    assert "hub.txt" in install(*argv).stdout
+
+
 def test_there_must_be_something_to_upgrade(tmp_path: Path) -> None:
     done = install("--dry-run", "--upgrade", "--root", tmp_path)
     assert done.returncode == 1
