@@ -15,8 +15,10 @@ import pytest
 from contract.subjects import EngineProcess
 from phid import packages, prover
 from phid import worker as worker_module
+from phid.crew import Crew
 from phid.errors import Code
 from phid.jobs import Job, Load, LoadFailed, Ready, Sampling, Turn
+from phid.lineup import Lineup, Model
 from phid.proofs import Prove, Wanted
 from phid.prover import SMALL_MODEL, prove, try_out
 from phid.reports import State, state_of
@@ -238,8 +240,9 @@ def test_the_third_lost_engine_is_the_last_on_its_provider(monkeypatch: pytest.M
 
 
 def state(worker: Worker) -> State:
+    model = Model(worker.load)
     return state_of(
-        worker=worker,
+        crew=Crew(Lineup((model,), model.name, model.name), lambda _: worker),
         paused=False,
         draining=False,
         refused_filters=(),
