@@ -70,7 +70,8 @@ class Runner:
             handed=now,
         )
         # Nobody is told more often than a delta is due: half of that keeps a delta fresh.
-        gather_s = self.delta_interval_s / 2
+        # Nobody is told more often than a delta is due.
+        gather_s = self.delta_interval_s
         job = replace(ticket.job, budget_s=ticket.deadline - now, gather_s=gather_s)
         worker.submit(job)
         length = sum(len(turn.content) for turn in job.turns)
