@@ -33,6 +33,7 @@ from phid.sections import Mqtt
 from phid.topics import Topics
 
 DEVICE = "bench"
+_PAUSE_S = 0.1
 PROMPTS = (
     "Why is the sky blue?",
     "Describe how a bicycle stays upright.",
@@ -168,7 +169,12 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
                     progress("asking both in turns", (n * len(PROMPTS) + m) / rounds / len(PROMPTS))
                     # Which goes first alternates: neither profits from a drifting clock rate.
                     pair = [raw, daemon] if (n + m) % 2 else [daemon, raw]
-                    got = {asker: asker.ask(prompt, max_tokens) for asker in pair}
+                    got = {}
+                    for asker in pair:
+                        # The runtime's threads spin on for a while, in whichever process they are:
+                        # who came right after the other was 25 to 30 ms later.
+                        time.sleep(_PAUSE_S)
+                        got[asker] = asker.ask(prompt, max_tokens)
                     samples.append((got[raw], got[daemon]))
         progress(f"idling for {idle_s:.0f} s", None)
         both = [service, *service.children()]
