@@ -174,9 +174,16 @@ def judge(
 def best(
     fittings: Iterable[Fitting], kind: Literal["text", "vision"] | None = None
 ) -> Fitting | None:
-    """The one to run: the greatest rank of those that are not refused; of equals the faster."""
+    """The one to run: the greatest rank of those that are not refused; of equals the faster.
+
+    One for an accelerator that has been proven counts as faster than one for the CPU.
+    """
     able = [f for f in fittings if not f.refusal and kind in (None, f.needs.kind)]
-    return max(able, key=lambda f: (f.needs.rank, f.tokens_s or 0, f.needs.name), default=None)
+    return max(
+        able,
+        key=lambda f: (f.needs.rank, f.provider != "cpu", f.tokens_s or 0, f.needs.name),
+        default=None,
+    )
 
 
 def preferred(

@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from phid import bandwidth, catalog, fit, graphs, memory, soundness, store
+from phid import bandwidth, catalog, fit, graphs, memory, proven, soundness, store
 from phid.fit import Fitting, Machine
+from phid.jobs import Load
 from phid.settings import Settings
 from phid.store import StoredModel
 
@@ -23,10 +24,14 @@ class Proposal:
     tokens: int
 
 
-def machine(*, measured: bool) -> Machine:
-    """This machine, as models are fitted to it. Raises Unmeasurable if it is to be measured."""
+def machine(settings: Settings, *, measured: bool) -> Machine:
+    """This machine, as models are fitted to it. Raises Unmeasurable if it is to be measured.
+
+    Its providers are the CPU, and what was proven here when the daemon or the doctor looked.
+    """
     speed = bandwidth.measure() if measured else None
-    return Machine(memory.total_bytes(), memory.available_bytes(), speed=speed)
+    usable = proven.passed(Load("genai", "", "", settings.engine.threads), settings.wanted)
+    return Machine(memory.total_bytes(), memory.available_bytes(), usable, speed)
 
 
 def preferred(settings: Settings) -> StoredModel | None:
@@ -35,9 +40,9 @@ def preferred(settings: Settings) -> StoredModel | None:
     if len(here) < 2:
         return here[0] if here else None
     try:
-        this = machine(measured=True)
+        this = machine(settings, measured=True)
     except bandwidth.Unmeasurable:
-        this = machine(measured=False)
+        this = machine(settings, measured=False)
     return fit.preferred(here, catalog.builds(settings.catalog), this)
 
 
@@ -49,7 +54,7 @@ def make(
     least_tokens_s: float,
 ) -> Proposal:
     """Measure, and judge every model that is known or here. Raises Unmeasurable."""
-    this = machine(measured=True)
+    this = machine(settings, measured=True)
     here = {model.name: model for model in store.models(settings.models_dir)}
     builds = {build.name: build for build in catalog.builds(settings.catalog)}
     needs = []

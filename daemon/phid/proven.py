@@ -15,6 +15,8 @@ from typing import Any, Self
 from phid import devices, log, packages
 from phid.jobs import Load
 from phid.proofs import Evidence, Stage, Wanted
+from phid.providers import CPU, candidates
+from phid.traces import main_provider
 
 FILE = "providers.json"
 _VERSION = 1
@@ -60,6 +62,20 @@ class Surroundings:
         if stage == "check":
             whole += self._of_model
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def passed(load: Load, wanted: Wanted) -> tuple[str, ...]:
+    """The providers that have run the small model here, as far as the file knows; the CPU last.
+
+    `load` is read for its threads alone.
+    """
+    known, around = Proven(wanted.memory), Surroundings.of(load)
+    names = []
+    for name in candidates(wanted.providers, strict=wanted.strict):
+        evidence = known.find(around.key(name, "probe", wanted))
+        if evidence is not None and evidence.ran and main_provider(evidence.placement) == name:
+            names.append(name)
+    return (*(name for name in names if name != CPU), CPU)
 
 
 class Proven:

@@ -14,6 +14,9 @@ import pytest
 import phid
 from phid import bandwidth, proposal, shelf, store
 from phid.bandwidth import Speed
+from phid.jobs import Load
+from phid.proofs import Evidence
+from phid.proven import Proven, Surroundings
 from phid.settings import Settings
 from weighty import model_folder
 
@@ -28,7 +31,12 @@ class Shelf:
 
     @property
     def settings(self) -> Settings:
-        return Settings(device="dut", models_dir=self.models, catalog=self.catalog)  # type: ignore[arg-type]
+        return Settings(
+            device="dut",
+            models_dir=self.models,
+            state_dir=self.models.parent / "state",
+            catalog=self.catalog,  # type: ignore[arg-type]
+        )
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         parser = argparse.ArgumentParser()
@@ -182,6 +190,23 @@ def test_fit_is_for_programs_too(models: Shelf) -> None:
     }
     assert by_name["phi-3.5-vision"]["tokens_s"] > 5
     assert by_name["phi-3.5-vision-gpu"]["refusal"] == "needs cuda or directml; here: cpu"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("placement", "chosen"),
+    [({"cuda": 97.5, "cpu": 2.5}, "phi-3.5-vision-gpu"), ({"cpu": 100.0}, "phi-3.5-vision")],
+    ids=["it ran on the GPU", "it said so and ran on the CPU"],
+)
+def test_fit_counts_an_accelerator_that_was_proven_here(
+    models: Shelf, placement: dict[str, float], chosen: str
+) -> None:
+    wanted, load = models.settings.wanted, Load("genai", "", "")
+    key = Surroundings.of(load).key("cuda", "probe", wanted)
+    Proven(wanted.memory).keep(key, "cuda", Evidence(pieces=(b"x",), placement=placement))
+    found = models.json("fit", "--kind", "vision")
+    assert found["chosen"] == chosen
+    assert ("cuda" in found["machine"]["providers"]) == (chosen == "phi-3.5-vision-gpu")
 
 
 @pytest.mark.usefixtures("quick")
