@@ -21,15 +21,16 @@ from urllib.parse import unquote, urlsplit
 
 LARGE_BYTES = 10_000
 _PIECE = 64 << 10
+_DRIP = 20.0
 
 
 @dataclass
 class Fault:
     """What goes wrong with one request; the next one is served as it should be.
 
-    `cut_after` ends the connection after so many bytes of the body, `loris` sends a byte a second,
-    `instead` is another content, under the ETag of the right one with `keep_etag`; `hang` says
-    nothing at all.
+    `cut_after` ends the connection after so many bytes of the body, `loris` sends twenty bytes a
+    second, `instead` is another content, under the ETag of the right one with `keep_etag`; `hang`
+    says nothing at all.
     """
 
     status: int = 0
@@ -263,7 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
         end = len(data) if cut is None else min(len(data), start + cut)
         at = start
         while at < end:
-            rate = 1.0 if self._fault.loris else self.server.hub.rate
+            rate = _DRIP if self._fault.loris else self.server.hub.rate
             step = _PIECE if rate is None else min(_PIECE, max(1, int(rate / 50)))
             piece = data[at : min(at + step, end)]
             self.wfile.write(piece)
