@@ -32,8 +32,8 @@ def spawn(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
     """Start `command` with a connection to it; it gets its end by `inherited()`.
 
     The caller reads the child's stderr (a pipe: what native libraries print) and keeps the Popen:
-    closing its stdin, or dying, ends the child, whatever it is doing. The child has a session of
-    its own, so a Ctrl-C in the terminal reaches only the caller.
+    closing its stdin, or dying, ends the child, whatever it is doing. The child has a process group
+    of its own, so a Ctrl-C in the terminal reaches only the caller.
     """
     ours, theirs = Pipe()
     # The line goes to this child only: a copy in another child would hide that its end is gone.
@@ -47,7 +47,7 @@ def spawn(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
             "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP,
         }
     else:
-        options = {"pass_fds": (handle,), "start_new_session": True}
+        options = {"pass_fds": (handle,), "process_group": 0}
     try:
         child = subprocess.Popen(  # noqa: S603 - the command is our own
             list(command),

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from phid.gate import ChangeGate
     from phid.generation import Runtime
 
+_NICE = 5
+
 
 class Engine:
     """Takes Load, then jobs one at a time in the order they came, in one thread.
@@ -198,6 +200,10 @@ def main() -> int:
     # The engine is the one to go when memory runs out: its jobs are answered and it comes back.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
+    # Its threads fill every core: a message waits for a scheduler's slice of one that computes, if
+    # whoever carries it does not go first. What other services get is their cgroup's affair.
+    if sys.platform != "win32":
+        os.nice(_NICE)
     connection = channel.inherited()
     with contextlib.suppress(EOFError, ConnectionError), connection:
         return Engine(connection).run()

@@ -559,8 +559,18 @@ def test_the_engine_is_first_to_go_when_memory_runs_out(script_engine: EnginePro
     assert (folder / "oom_score_adj").read_text().strip() == "800"
 
 
-def test_the_engine_has_a_session_of_its_own(script_engine: EngineProcess) -> None:
-    assert os.getsid(script_engine.child.pid) == script_engine.child.pid
+def test_the_engine_has_a_process_group_of_its_own(script_engine: EngineProcess) -> None:
+    assert os.getpgid(script_engine.child.pid) == script_engine.child.pid
+
+
+def test_the_engine_goes_second_where_its_parent_wants_the_cpu(
+    script_engine: EngineProcess,
+) -> None:
+    child = script_engine.child.pid
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, child) == min(ours + 5, 19)
+    # Linux weighs the nice values of one session against each other, and no others.
+    assert os.getsid(child) == os.getsid(0)
 
 
 def test_alone_it_says_what_it_is_for() -> None:
