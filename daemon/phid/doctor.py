@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 import json
 import socket
@@ -37,6 +38,33 @@ _ENGINE_WAIT_S = 4.0
 _YEAR_S = 365.2425 * 86400
 _PACKAGES = ("onnxruntime-genai", "paho-mqtt", "psutil", "pydantic", "pydantic-settings")
 _SECRETS = frozenset({"password_file", "key_file"})
+
+
+def add_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    parents: list[argparse.ArgumentParser],
+) -> None:
+    """Give the command line `phid doctor`."""
+    doctors = commands.add_parser(
+        "doctor",
+        parents=parents,
+        help="find what is wrong, and what mends it",
+        description="Looks at everything that an answer needs. Exit status 1 if anything is bad.",
+    )
+    doctors.add_argument("--json", action="store_true", help="as a JSON object")
+    doctors.add_argument(
+        "--wait",
+        type=float,
+        default=_ENGINE_WAIT_S,
+        metavar="S",
+        help="for the engine to load (default %(default)g)",
+    )
+    doctors.set_defaults(examine=_examine)
+
+
+def _examine(settings: Callable[[], Settings], options: argparse.Namespace) -> int:
+    asked = Asked(settings, options.config, options.wait)
+    return run(asked, sys.stdout, as_json=options.json)
 
 
 @dataclass(frozen=True, slots=True)
