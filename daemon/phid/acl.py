@@ -1,12 +1,15 @@
-"""Who may say and hear what: the rights of each role, written for a broker's ACL."""
+"""phid acl: who may say and hear what, the rights of each role, written for a broker's ACL."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from phid import topics
+from phid import exits, topics
+from phid.settings import Settings
 
 Access = Literal["read", "write"]
 
@@ -104,6 +107,66 @@ def emqx(everyone: Iterable[Member]) -> str:
 
 WRITERS = {"mosquitto": mosquitto, "emqx": emqx}
 """What writes the rights for which broker."""
+
+
+def add_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    parents: list[argparse.ArgumentParser],
+) -> None:
+    """Give the command line `phid acl`."""
+    acls = commands.add_parser(
+        "acl",
+        parents=parents,
+        help="write the broker's access list, by role",
+        description="Writes who may publish and hear what, for mosquitto's acl_file or EMQX 5's "
+        "acl.conf, to stdout. A name is the broker's user (with client certificates: the CN) and "
+        "the level in the topics at once. Cameras' topics, of the watches too, and "
+        "mqtt.reply_allow are taken from the settings.",
+    )
+    acls.add_argument("broker", choices=list(WRITERS))
+    for role, says in (
+        ("device", "runs phid (default: the settings' device)"),
+        ("client", "sends requests under its own name, and hears their answers"),
+        ("operator", "sends commands (in/ctl), and sees what a watcher sees"),
+        ("watcher", "hears status, info, health, events and watches; says nothing"),
+    ):
+        acls.add_argument(f"--{role}", action="append", default=[], metavar="NAME", help=says)
+    acls.add_argument(
+        "--camera",
+        type=_camera,
+        action="append",
+        default=[],
+        metavar="NAME=FILTER",
+        help="publishes frames on these topics; every device hears them",
+    )
+    acls.set_defaults(command=_run)
+
+
+def _run(settings: Settings, options: argparse.Namespace) -> int:
+    fleet = Fleet(
+        settings.mqtt.base,
+        devices=tuple(options.device or [settings.device]),
+        clients=tuple(options.client),
+        operators=tuple(options.operator),
+        watchers=tuple(options.watcher),
+        cameras=tuple(options.camera),
+        reads=(*settings.vision.camera_topics, *(watch.topic for watch in settings.watches)),
+        writes=settings.mqtt.reply_allow,
+    )
+    try:
+        print(WRITERS[options.broker](members(fleet)), end="")
+    except ValueError as error:
+        print(f"phid acl: {error}", file=sys.stderr)
+        return exits.USAGE
+    return 0
+
+
+def _camera(text: str) -> tuple[str, str]:
+    """A user and a topic filter."""
+    name, _, topic = text.partition("=")
+    if not topic:
+        raise argparse.ArgumentTypeError("must be NAME=FILTER, such as frigate=frigate/#")
+    return name, topic
 
 
 def _of_device(fleet: Fleet, name: str) -> tuple[Right, ...]:

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
+import sys
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from pathlib import Path
+from typing import TextIO
 
-from phid import messages, requests
-from phid.client import Client, Unheard, Unreachable
+from pydantic import ValidationError
+
+from phid import exits, messages
+from phid.client import Client, Unheard
 from phid.errors import Code
 from phid.jobs import Finish
 from phid.messages import Delta, ErrorMessage, Outcome, Result
-from phid.sections import Mqtt
+from phid.requests import CancelRequest, Request
+from phid.settings import Settings
 from phid.topics import Topics
 
-EXIT_OK = 0
-EXIT_ERROR = 1
-EXIT_UNREACHABLE = 3
-EXIT_NO_ANSWER = 4
-EXIT_CANCELLED = 5
-EXIT_DEADLINE = 6
-EXIT_BUSY = 7
-EXIT_INTERRUPTED = 130
-
-EXITS = {
-    EXIT_OK: "answered",
-    EXIT_ERROR: "the device answered with an error",
-    2: "wrong usage",
-    EXIT_UNREACHABLE: "no broker, or the connection was lost",
-    EXIT_NO_ANSWER: "no device answered in time",
-    EXIT_CANCELLED: "cancelled",
-    EXIT_DEADLINE: "the deadline passed",
-    EXIT_BUSY: "busy, loading, paused or draining: try again",
-    EXIT_INTERRUPTED: "interrupted",
+_EXITS = {
+    exits.OK: "answered",
+    exits.ERROR: "the device answered with an error",
+    exits.USAGE: "wrong usage",
+    exits.UNREACHABLE: "no broker, or the connection was lost",
+    exits.NO_ANSWER: "no device answered in time",
+    exits.CANCELLED: "cancelled",
+    exits.DEADLINE: "the deadline passed",
+    exits.BUSY: "busy, loading, paused or draining: try again",
+    exits.INTERRUPTED: "interrupted",
 }
 
 _AGAIN_S = 1.0
@@ -43,68 +39,174 @@ _RETRIABLE = frozenset({Code.BUSY, Code.LOADING, Code.PAUSED, Code.DRAINING})
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What to ask of which device, and how long to wait; `fields` are those of a request."""
+class _Question:
+    """What to ask, and how long to wait. With `wait` it is asked until a device takes it."""
 
-    device: str
-    fields: dict[str, Any]
+    request: Request
     timeout_s: float
-    wait: bool = False
-    as_json: bool = False
-    client: str | None = None
+    wait: bool
+    as_json: bool
 
 
-def ask(mqtt: Mqtt, question: Question, out: TextIO, err: TextIO) -> int:
-    """Ask, print, and give the exit status; see EXITS.
+def add_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    parents: list[argparse.ArgumentParser],
+) -> None:
+    """Give the command line `phid ask`."""
+    statuses = "\n".join(f"  {status:3}  {meaning}" for status, meaning in _EXITS.items())
+    asks = commands.add_parser(
+        "ask",
+        parents=parents,
+        help="send a request and stream its answer",
+        description="Send a request and stream its answer to stdout; the summary goes to stderr.",
+        epilog=f"exit status:\n{statuses}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    asks.add_argument("prompt", help="what to ask; - reads it from stdin")
+    asks.add_argument("--system", help="the system turn")
+    asks.add_argument("--model", metavar="NAME", help="one of out/info's models")
+    asks.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of the answer")
+    asks.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy")
+    asks.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture to look at; may come several times",
+    )
+    asks.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="frames from evenly spread places of a film, in one request",
+    )
+    asks.add_argument(
+        "--camera",
+        metavar="N",
+        help="frames of a local camera: its number, device file or address",
+    )
+    asks.add_argument(
+        "--frames", type=_count, default=4, metavar="K", help="of each film or camera (default 4)"
+    )
+    asks.add_argument(
+        "--every", type=float, default=1.0, metavar="S", help="between a camera's (default 1)"
+    )
+    asks.add_argument("--detail", metavar="D", help="low, auto (default), high, or crops 1 to 16")
+    asks.add_argument("--client", metavar="NAME", help="our level in the topics (default: random)")
+    asks.add_argument("--timeout", type=float, default=120.0, metavar="S", help="default 120")
+    asks.add_argument(
+        "--wait", action="store_true", help="ask again until a device takes it, or time is up"
+    )
+    asks.add_argument("--json", action="store_true", help="print the outcome's JSON, nothing else")
+    asks.set_defaults(command=_run)
 
-    With `wait` the request is sent again, under the same id, until a device takes it.
-    """
-    topics = Topics(mqtt.base, question.device)
-    late = time.monotonic() + question.timeout_s
-    name = question.client or f"cli-{uuid.uuid4().hex[:8]}"
-    rx = topics.rx(name)
-    request_id = question.fields.get("id") or uuid.uuid4().hex[:12]
-    fields = question.fields | {"id": request_id, "stream": "delta", "client": name}
-    request = requests.Request.model_validate(fields)
+
+def _run(settings: Settings, options: argparse.Namespace) -> int:
     try:
-        with Client(mqtt, (rx,), name=name) as client:
+        request = _request(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(level) for level in first["loc"])
+        return _misused(f"{name}: {first['msg']}")
+    except (OSError, ValueError) as error:
+        return _misused(str(error))
+    question = _Question(request, options.timeout, options.wait, options.json)
+    return _ask(settings, question, sys.stdout, sys.stderr)
+
+
+def _misused(says: str) -> int:
+    print(f"phid ask: {says}", file=sys.stderr)
+    return exits.USAGE
+
+
+def _request(options: argparse.Namespace) -> Request:
+    """What to send. Raises ValidationError, or OSError or ValueError with what to say."""
+    detail = options.detail
+    fields = {
+        "id": uuid.uuid4().hex[:12],
+        "client": options.client or f"cli-{uuid.uuid4().hex[:8]}",
+        "stream": "delta",
+        "prompt": sys.stdin.read() if options.prompt == "-" else options.prompt,
+        "system": options.system,
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "model": options.model,
+        "detail": int(detail) if detail is not None and detail.isdecimal() else detail,
+        "images": tuple(
+            {"b64": base64.b64encode(data).decode(), "label": label[:64]}
+            for label, data in _pictures(options)
+        ),
+    }
+    # What is not given is left to the device.
+    return Request.model_validate({n: v for n, v in fields.items() if v not in (None, ())})
+
+
+def _pictures(options: argparse.Namespace) -> list[tuple[str, bytes]]:
+    """The label and the file of each. Raises OSError or ValueError, with what to say."""
+    pictures = [(path.name, path.read_bytes()) for path in options.image]
+    if options.video or options.camera:
+        from phid import clips  # noqa: PLC0415 - it brings OpenCV, which only this needs
+
+        count, every_s = options.frames, options.every
+        for film in options.video:
+            pictures += [(still.label, still.jpeg) for still in clips.of_film(film, count)]
+        if options.camera:
+            stills = clips.of_camera(options.camera, count, every_s)
+            pictures += [(still.label, still.jpeg) for still in stills]
+    return pictures
+
+
+def _count(text: str) -> int:
+    """At least one."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _ask(settings: Settings, question: _Question, out: TextIO, err: TextIO) -> int:
+    """Ask, print, and give the exit status. Raises client.Unreachable."""
+    topics, name = settings.topics, question.request.client
+    assert name is not None
+    late = time.monotonic() + question.timeout_s
+    try:
+        with Client(settings.mqtt, (topics.rx(name),), name=name) as client:
             client.connect(question.timeout_s if question.wait else min(5, question.timeout_s))
             try:
-                outcome = _converse(client, topics, question, request, late, out)
+                outcome = _converse(client, topics, question, late, out)
             except KeyboardInterrupt:
-                cancel = messages.encode(requests.CancelRequest(id=request_id))
+                cancel = messages.encode(CancelRequest(id=question.request.id))
                 client.publish(topics.cancel(name), cancel)
                 print("\ncancelled", file=err)
-                return EXIT_INTERRUPTED
+                return exits.INTERRUPTED
     except Unheard:
         print(
-            f"phid: no device named {question.device!r} listens on this broker: "
+            f"phid: no device named {settings.device!r} listens on this broker: "
             "`phid fleet --once` shows who does",
             file=err,
         )
-        return EXIT_NO_ANSWER
-    except Unreachable as unreachable:
-        print(f"phid: {unreachable} (mqtt.host, mqtt.port or --host, --port)", file=err)
-        return EXIT_UNREACHABLE
+        return exits.NO_ANSWER
     if outcome is None:
         print(
-            f"phid: device {question.device!r} did not answer within {question.timeout_s:g} s: "
+            f"phid: device {settings.device!r} did not answer within {question.timeout_s:g} s: "
             "is `phid run` there, under this name? `phid fleet --once` shows who is",
             file=err,
         )
-        return EXIT_NO_ANSWER
+        return exits.NO_ANSWER
     return _report(outcome, question, out, err)
 
 
 def _converse(
     client: Client,
     topics: Topics,
-    question: Question,
-    request: requests.Request,
+    question: _Question,
     late: float,
     out: TextIO,
 ) -> Outcome | None:
     """The outcome, its text printed as it comes; None when time is up."""
+    request = question.request
     printed = _Printer(out, silent=question.as_json)
     while (now := time.monotonic()) < late:
         client.publish(
@@ -176,7 +278,7 @@ class _Printer:
             print(text, end="", file=self._out, flush=True)
 
 
-def _report(outcome: Outcome, question: Question, out: TextIO, err: TextIO) -> int:
+def _report(outcome: Outcome, question: _Question, out: TextIO, err: TextIO) -> int:
     if question.as_json:
         print(outcome.model_dump_json(exclude_none=True), file=out)
     if isinstance(outcome, ErrorMessage):
@@ -184,14 +286,14 @@ def _report(outcome: Outcome, question: Question, out: TextIO, err: TextIO) -> i
             again = f" (again in {outcome.retry_after_ms} ms)" if outcome.retry_after_ms else ""
             print(f"phid: {outcome.code}: {outcome.message}{again}", file=err)
         if outcome.code in _RETRIABLE:
-            return EXIT_BUSY
-        return {Code.CANCELLED: EXIT_CANCELLED, Code.EXPIRED: EXIT_DEADLINE}.get(
-            outcome.code, EXIT_ERROR
+            return exits.BUSY
+        return {Code.CANCELLED: exits.CANCELLED, Code.EXPIRED: exits.DEADLINE}.get(
+            outcome.code, exits.ERROR
         )
     if not question.as_json:
         print(_summary(outcome), file=err)
-    return {Finish.CANCELLED: EXIT_CANCELLED, Finish.DEADLINE: EXIT_DEADLINE}.get(
-        outcome.finish, EXIT_OK
+    return {Finish.CANCELLED: exits.CANCELLED, Finish.DEADLINE: exits.DEADLINE}.get(
+        outcome.finish, exits.OK
     )
 
 
@@ -205,29 +307,3 @@ def _summary(result: Result) -> str:
         f"first after {timing.ttft_ms} ms, all in {timing.total_ms} ms, "
         f"{timing.tokens_per_s:.1f} tokens/s; finish: {result.finish}{looped}"
     )
-
-
-def request_fields(
-    prompt: str,
-    *,
-    system: str | None,
-    max_tokens: int | None,
-    temperature: float | None,
-    images: Sequence[tuple[str, bytes]] = (),
-    detail: str | None = None,
-    model: str | None = None,
-) -> dict[str, Any]:
-    """The fields of a request, without those left to the device; of each image, label and file."""
-    fields: dict[str, Any] = {
-        "prompt": prompt,
-        "system": system,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "model": model,
-        "detail": int(detail) if detail is not None and detail.isdecimal() else detail,
-    }
-    if images:
-        fields["images"] = tuple(
-            {"b64": base64.b64encode(data).decode(), "label": label[:64]} for label, data in images
-        )
-    return {name: value for name, value in fields.items() if value is not None}

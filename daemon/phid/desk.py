@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from phid import attachments, recovery
-from phid.allowance import Allowance
+from phid.admission import Admission
 from phid.answers import Answers
 from phid.attachments import TopicRef
 from phid.backlog import Backlog
@@ -27,12 +27,7 @@ from phid.errors import Code, Failure, Refused
 from phid.gathering import Gathering
 from phid.health import Health
 from phid.intake import Intake, PartArrived, RequestArrived
-from phid.jobs import (
-    Event,
-    Finish,
-    Image,
-    Job,
-)
+from phid.jobs import Event, Finish, Image, Job
 from phid.ledger import Ledger, ReplyAddress, Ticket
 from phid.messages import Accepted as AcceptedMessage
 from phid.messages import JobEvent
@@ -43,15 +38,14 @@ from phid.settings import Settings
 from phid.turns import model_of, next_turn
 from phid.worker import Worker
 
-_DEFAULT_RETRY_MS = 1000
 _EXPIRED = Failure(Code.EXPIRED, "its deadline passed before it was started")
 
 
 class Desk:
     """Owns every open request. Owner thread only; never waits.
 
-    `closed` says why new requests are refused at present, `held` keeps waiting ones from the
-    engine, and `cooling` too. `look` gives what a camera shows, or raises Refused.
+    `admission` says who is let in; `held` keeps waiting requests from the engine, and `cooling`
+    too. `look` gives what a camera shows, or raises Refused.
     """
 
     def __init__(
@@ -75,11 +69,10 @@ class Desk:
         self.ledger = Ledger(
             keep_s=limits.dedupe_s, keep_entries=limits.dedupe_entries, on_forget=records.forget
         )
-        self._allowance = Allowance(limits.rate_per_client, limits.burst_per_client)
+        self.admission = Admission(limits, crew, self.backlog, self.gathering, records, health)
         outbox.on_told = records.told
         self._answers = Answers(settings.topics, self.ledger, records, outbox, health, tell)
         self._records = records
-        self.closed: Failure | None = None
         self.held = False
         self.cooling = False
         self._crew = crew
@@ -92,11 +85,8 @@ class Desk:
     def configure(self, settings: Settings) -> None:
         """Take over the limits of these settings; what is already accepted stays."""
         limits = settings.limits
-        self.backlog.limit, self.backlog.per_client = limits.backlog, limits.per_client
-        self.backlog.limit_bytes = limits.backlog_bytes
+        self.admission.configure(limits)
         self.ledger.keep_s, self.ledger.keep_entries = limits.dedupe_s, limits.dedupe_entries
-        self._allowance.rate_per_minute = limits.rate_per_client
-        self._allowance.burst = limits.burst_per_client
         self._runner.delta_interval_s = settings.stream.delta_interval_ms / 1000
         parts, vision = self.gathering.parts, settings.vision
         parts.limit_bytes, parts.keep_s = vision.parts_bytes, vision.parts_s
@@ -115,7 +105,7 @@ class Desk:
     def spares_the_engine(self) -> bool:
         """True while nobody waits for an answer, and work that nobody waits for may be done."""
         wanted = len(self.backlog) or self._running is not None
-        return not (wanted or self.held or self.cooling or self.closed)
+        return not (wanted or self.held or self.cooling or self.admission.closed)
 
     @property
     def due_at(self) -> float | None:
@@ -133,7 +123,7 @@ class Desk:
             if known is not None:
                 return self._answers.again(known, arrived, decided)
             arrived = self._with_cameras(arrived, now)
-            self._check(arrived, now)
+            self.admission.check(arrived, now)
         except Refused as refused:
             self.refuse(arrived.reply, arrived.id, refused.failure)
             return False
@@ -282,14 +272,10 @@ class Desk:
     def _running(self) -> Ticket | None:
         return self._runner.ticket
 
-    @property
-    def _retry_after_ms(self) -> int:
-        return self._health.wait_ms(1) or _DEFAULT_RETRY_MS
-
     def _gather(self, ticket: Ticket, now: float) -> None:
         try:
             if self.gathering.complete(ticket):
-                self.backlog.check_room(ticket.client, ticket.size_bytes, self._retry_after_ms)
+                self.admission.check_room(ticket.client, ticket.size_bytes)
                 self._enqueue(ticket, now)
         except Refused as refused:
             self._end_with_error(ticket, refused.failure, now)
@@ -335,7 +321,7 @@ class Desk:
         self.ledger.drop(ticket)
         self._records.forget(ticket)
         says = f"what is accepted cannot be kept: {reason}"
-        failure = Failure(Code.BUSY, says, retry_after_ms=self._retry_after_ms)
+        failure = Failure(Code.BUSY, says, retry_after_ms=self.admission.retry_after_ms)
         self._answers.refuse(ticket.address, ticket.id, failure)
         self.dispatch(now)
 
@@ -368,23 +354,6 @@ class Desk:
             size_bytes=arrived.size_bytes + brought,
             of_cameras=frozenset(places),
         )
-
-    def _check(self, arrived: RequestArrived, now: float) -> None:
-        if self.closed is not None:
-            failure = self.closed
-            raise Refused(failure.code, failure.message, retry_after_ms=failure.retry_after_ms)
-        self._crew.check(arrived.request.model, pictures=bool(arrived.images))
-        if arrived.deadline_s <= 0:
-            raise Refused(Code.EXPIRED, "its deadline passed before it arrived")
-        if len(self.gathering) >= self.backlog.limit:
-            says = f"{len(self.gathering)} requests wait for their parts"
-            raise Refused(Code.BUSY, says, retry_after_ms=self._retry_after_ms)
-        self.backlog.check_room(arrived.client, arrived.size_bytes, self._retry_after_ms)
-        self._records.check_room(arrived)
-        # Last: who is refused for another reason has not used up its share.
-        if (wait_ms := self._allowance.take(arrived.client, now)) is not None:
-            says = f"{self._allowance.rate_per_minute:g} requests a minute of one client"
-            raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)
 
     def _expire(self, now: float) -> None:
         for ticket in self.backlog.expired(now):

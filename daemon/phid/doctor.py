@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 import json
 import socket
@@ -12,12 +13,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from phid import (
     __version__,
     catalog,
     credentials,
+    fit,
+    graphs,
     health,
     lineup,
     memory,
@@ -37,6 +40,33 @@ _ENGINE_WAIT_S = 4.0
 _YEAR_S = 365.2425 * 86400
 _PACKAGES = ("onnxruntime-genai", "paho-mqtt", "psutil", "pydantic", "pydantic-settings")
 _SECRETS = frozenset({"password_file", "key_file"})
+
+
+def add_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    parents: list[argparse.ArgumentParser],
+) -> None:
+    """Give the command line `phid doctor`."""
+    doctors = commands.add_parser(
+        "doctor",
+        parents=parents,
+        help="find what is wrong, and what mends it",
+        description="Looks at everything that an answer needs. Exit status 1 if anything is bad.",
+    )
+    doctors.add_argument("--json", action="store_true", help="as a JSON object")
+    doctors.add_argument(
+        "--wait",
+        type=float,
+        default=_ENGINE_WAIT_S,
+        metavar="S",
+        help="for the engine to load (default %(default)g)",
+    )
+    doctors.set_defaults(examine=_examine)
+
+
+def _examine(settings: Callable[[], Settings], options: argparse.Namespace) -> int:
+    asked = Asked(settings, options.config, options.wait)
+    return run(asked, sys.stdout, as_json=options.json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,38 +237,33 @@ def _threads(settings: Settings) -> Verdict:
 
 def _memory(settings: Settings, load: Load | None, reached: Reached) -> Verdict:
     available = memory.available_bytes() >> 20
-    if settings.engine.runtime == "scripted" or load is None or store.read(Path(load.path)) is None:
+    stored = store.read(Path(load.path)) if load is not None else None
+    if settings.engine.runtime == "scripted" or stored is None:
         return Verdict("memory", "ok", f"{available} MB available")
-    folder, facts = Path(load.path), reached.facts
-    model = soundness.config(folder)
-    context = min(settings.engine.max_context or 2**31, int(model["context_length"]))
-    kv_bytes = int(facts.get("kv_bytes_per_token") or _kv_bytes(model.get("decoder", {})))
+    try:
+        needs = fit.of_folder(stored)
+    except (soundness.NoModel, graphs.NotOnnx, OSError):  # `_model` says what is wrong with it
+        return Verdict("memory", "ok", f"{available} MB available")
+    facts = reached.facts
+    context = min(settings.engine.max_context or needs.context, needs.context)
+    kv_bytes = int(facts.get("kv_bytes_per_token") or needs.kv_bytes_per_token)
     # What is loaded already is not available any more, and not needed a second time.
-    weights = 0 if facts else sum(f.stat().st_size for f in folder.glob("*.onnx*")) >> 20
-    return fits(available, weights, kv_bytes, context)
+    model_mb = 0 if facts else needs.loaded_bytes >> 20
+    return fits(available, model_mb, kv_bytes, context)
 
 
-def fits(available_mb: int, weights_mb: int, kv_bytes: int, context: int) -> Verdict:
-    """Whether the weights, and the cache for a whole context, have room."""
+def fits(available_mb: int, model_mb: int, kv_bytes: int, context: int) -> Verdict:
+    """Whether the model, and the cache for a whole context, have room."""
     if not kv_bytes:
-        return Verdict("memory", "ok", f"{weights_mb} of {available_mb} MB available, plus cache")
-    room = ((available_mb - weights_mb) << 20) // kv_bytes
-    needed_mb = weights_mb + (context * kv_bytes >> 20)
+        return Verdict("memory", "ok", f"{model_mb} of {available_mb} MB available, plus cache")
+    room = ((available_mb - model_mb) << 20) // kv_bytes
+    needed_mb = model_mb + (context * kv_bytes >> 20)
     says = f"{needed_mb} of {available_mb} MB available, at {context} tokens of context"
     if room >= context:
         return Verdict("memory", "ok", says)
     if room < min(context, 512):
         return Verdict("memory", "bad", says, "a smaller model, or end what else takes memory")
     return Verdict("memory", "warn", says, f"engine.max_context = {room // 256 * 256}")
-
-
-def _kv_bytes(decoder: dict[str, Any]) -> int:
-    """What the cache takes for a token as 32-bit floats, the most there is; 0 if not told."""
-    sizes = [decoder.get(n) for n in ("num_hidden_layers", "num_key_value_heads", "head_size")]
-    if not all(isinstance(size, int) for size in sizes):
-        return 0
-    layers, heads, size = (int(n) for n in sizes if n is not None)
-    return 2 * layers * heads * size * 4
 
 
 def clock(now: float) -> Verdict:

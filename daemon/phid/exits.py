@@ -1,8 +1,19 @@
-"""How a process ended, in words."""
+"""How a process ends: the statuses of our own commands, and any other's end in words."""
 
 from __future__ import annotations
 
 import signal
+
+OK = 0
+ERROR = 1
+USAGE = 2  # argparse's own
+UNREACHABLE = 3
+NO_ANSWER = 4
+CANCELLED = 5
+DEADLINE = 6
+BUSY = 7
+CONFIG = 78  # EX_CONFIG of sysexits.h: systemd shows it by name
+INTERRUPTED = 130
 
 _HINTS = {
     "SIGKILL": " (out of memory, or killed by hand)",

@@ -69,12 +69,16 @@ class Needs:
     unsupported: str = ""
     block: int = graphs.BLOCK
 
+    @property
+    def loaded_bytes(self) -> int:
+        """What it takes once it is loaded, before any job's cache and pictures."""
+        return memory.model_bytes(self.files_bytes, self.block, self.kind)
+
     def memory_bytes(self, tokens: int) -> int:
         """The most it takes, with so many tokens of prompt and answer and one picture."""
         views = _VIEWS if self.kind == "vision" else 0
         cache = min(tokens, self.context or tokens) * self.kv_bytes_per_token
-        loaded = memory.model_bytes(self.files_bytes, self.block, self.kind)
-        return loaded + cache + views * memory.VIEW_BYTES
+        return self.loaded_bytes + cache + views * memory.VIEW_BYTES
 
     def tokens_s(self, speed: Speed, context: int = 0) -> float | None:
         """The rate of decoding that is to be expected on a CPU; None where too little is known.

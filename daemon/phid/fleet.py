@@ -1,20 +1,47 @@
-"""Who is there: every device's status, info and health, gathered after a discover."""
+"""phid fleet: every device's status, info and health, gathered after a discover."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from phid import messages
+from phid import exits, messages
 from phid.client import Client
 from phid.sections import Mqtt
+from phid.settings import Settings
 from phid.topics import Topics
 from phid.traffic import Inbound
 
 _OUTS = ("status", "info", "health")
 _CELL_CHARS = 160
 _LAST_SECOND = 2**40
+
+
+def add_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    parents: list[argparse.ArgumentParser],
+) -> None:
+    """Give the command line `phid fleet`."""
+    fleets = commands.add_parser(
+        "fleet",
+        parents=parents,
+        help="show the devices, their state and their numbers",
+        description="Ask every device under mqtt.base for its status, info and health, and show "
+        "them as a table, again and again until Ctrl-C.",
+    )
+    fleets.add_argument("--once", action="store_true", help="look once and exit")
+    fleets.add_argument("--json", action="store_true", help="as a JSON array")
+    fleets.add_argument(
+        "--wait", type=float, default=3.0, metavar="S", help="gather for so long (default 3)"
+    )
+    fleets.add_argument(
+        "--every", type=float, default=5.0, metavar="S", help="look again after (default 5)"
+    )
+    fleets.set_defaults(command=_run)
 
 
 @dataclass(slots=True)
@@ -119,6 +146,21 @@ def table(fleet: Fleet) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def _run(settings: Settings, options: argparse.Namespace) -> int:
+    while True:
+        seen = look(settings.mqtt, wait_s=options.wait)
+        if options.json:
+            print(json.dumps([device.row() for device in seen.devices()]))
+        elif seen.devices():
+            print(table(seen))
+        else:
+            print(f"no device answered under {settings.mqtt.base}", file=sys.stderr)
+        if options.once:
+            return 0 if seen.devices() else exits.NO_ANSWER
+        sys.stdout.flush()
+        time.sleep(options.every)
 
 
 def _cell(value: Any) -> str:

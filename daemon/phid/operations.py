@@ -61,7 +61,7 @@ class Operations:
 
     def look(self, now: float) -> None:
         """Bring what is told, and who is let in, in line with the facts."""
-        self._desk.closed = reports.closed(
+        self._desk.admission.closed = reports.closed(
             crew=self._crew, paused=self.paused, draining=self.draining
         )
         backlog = self._desk.backlog

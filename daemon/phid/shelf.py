@@ -9,13 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from phid import bandwidth, catalog, demo, fit, manifest, progress, proposal, store
+from phid import bandwidth, catalog, demo, exits, fit, manifest, progress, proposal, store
 from phid.catalog import Build, Unknown
 from phid.settings import Settings
 from phid.store import StoredModel, StoreError
-
-EXIT_ERROR = 1
-_INTERRUPTED = 130
 
 Command = Callable[[Settings, argparse.Namespace], int]
 
@@ -88,9 +85,9 @@ def _safely(command: Command) -> Command:
             says = store.cannot_write(settings.models_dir, error)
         except KeyboardInterrupt:
             print("\nphid models: stopped; the same command goes on from here", file=sys.stderr)
-            return _INTERRUPTED
+            return exits.INTERRUPTED
         print(f"phid models: {says}", file=sys.stderr)
-        return EXIT_ERROR
+        return exits.ERROR
 
     return run
 
@@ -155,7 +152,7 @@ def _show(settings: Settings, options: argparse.Namespace) -> int:
     model = store.read(settings.models_dir / options.name) if store.is_name(options.name) else None
     if build is None and model is None:
         catalog.find(options.name, settings.catalog)  # says what is near
-        return EXIT_ERROR
+        return exits.ERROR
     facts: dict[str, Any] = _build_row(build) if build else {}
     facts["sha256"] = build.sha256 if build else {}
     if model is not None:
@@ -331,4 +328,4 @@ def _fit(settings: Settings, options: argparse.Namespace) -> int:
         settings, kind=options.kind, tokens=options.context, least_tokens_s=options.least
     )
     print(proposal.as_json(made) if options.json else proposal.as_text(made))
-    return 0 if made.chosen else EXIT_ERROR
+    return 0 if made.chosen else exits.ERROR

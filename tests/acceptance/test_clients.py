@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from phid import ask
+from phid import exits
 from rig import ROOT, Daemon, free_port, serving, until
 from wire import BASE, Requester
 
@@ -88,7 +88,7 @@ def test_mosquitto_rr_prints_the_result(daemon: Daemon) -> None:
 
 def test_ask_prints_the_answer_and_says_how_it_went(daemon: Daemon) -> None:
     asked = phid(daemon.port, "ask", "one two three")
-    assert (asked.returncode, asked.stdout) == (ask.EXIT_OK, "one two three\n")
+    assert (asked.returncode, asked.stdout) == (exits.OK, "one two three\n")
     assert "3 tokens in, 3 out" in asked.stderr
     assert "finish: stop" in asked.stderr
 
@@ -100,7 +100,7 @@ def test_ask_prints_the_answer_as_it_comes(daemon: Daemon) -> None:
     assert process.poll() is None, "the rest is yet to come"
     rest, _ = process.communicate(timeout=40)
     assert "t1 " + rest == "".join(f"t{n} " for n in range(1, 101)) + "\n"
-    assert process.returncode == ask.EXIT_OK
+    assert process.returncode == exits.OK
 
 
 def test_ask_reads_the_prompt_from_a_pipe(daemon: Daemon) -> None:
@@ -123,11 +123,11 @@ def test_ask_sends_the_system_turn_and_the_length(daemon: Daemon) -> None:
 
 def test_ask_tells_an_error_by_code_and_status(daemon: Daemon) -> None:
     asked = phid(daemon.port, "ask", "-", stdin="w " * 5000)
-    assert asked.returncode == ask.EXIT_ERROR
+    assert asked.returncode == exits.ERROR
     assert asked.stdout == ""
     assert "too_large" in asked.stderr
     asked = phid(daemon.port, "ask", "--json", "-", stdin="w " * 5000)
-    assert asked.returncode == ask.EXIT_ERROR
+    assert asked.returncode == exits.ERROR
     assert json.loads(asked.stdout)["code"] == "too_large"
 
 
@@ -137,7 +137,7 @@ def test_ask_that_loses_its_engine_keeps_what_it_has_printed(daemon: Daemon) -> 
     assert process.stdout.read(3) == "t1 "
     os.kill(daemon.engine_pid, signal.SIGKILL)
     _, err = process.communicate(timeout=40)
-    assert process.returncode == ask.EXIT_ERROR
+    assert process.returncode == exits.ERROR
     assert "engine_lost" in err
 
 
@@ -165,13 +165,13 @@ def test_wrong_usage_is_told_and_ends_with_2(daemon: Daemon, arguments: tuple[st
 def test_ask_says_that_there_is_no_broker() -> None:
     port = free_port()
     asked = phid(port, "ask", "--timeout", "1", "x")
-    assert asked.returncode == ask.EXIT_UNREACHABLE
+    assert asked.returncode == exits.UNREACHABLE
     assert str(port) in asked.stderr
 
 
 def test_ask_says_that_nobody_answers(daemon: Daemon) -> None:
     asked = phid(daemon.port, "ask", "--device", "nobody", "--timeout", "1", "x")
-    assert asked.returncode == ask.EXIT_NO_ANSWER
+    assert asked.returncode == exits.NO_ANSWER
     assert "nobody" in asked.stderr
     assert "phid fleet" in asked.stderr
 
@@ -186,10 +186,10 @@ def test_ask_says_that_the_device_takes_nothing_now_and_waits_where_it_may(
         until(lambda: asker.ctl("ping")["ok"])
     finally:
         asker.ctl("resume")
-    assert asked.returncode == ask.EXIT_BUSY
+    assert asked.returncode == exits.BUSY
     assert "paused" in asked.stderr
     out, _ = waiting.communicate(timeout=40)
-    assert (waiting.returncode, out) == (ask.EXIT_OK, "patience\n")
+    assert (waiting.returncode, out) == (exits.OK, "patience\n")
 
 
 def test_ask_that_is_interrupted_cancels_its_request(daemon: Daemon, asker: Requester) -> None:
@@ -199,7 +199,7 @@ def test_ask_that_is_interrupted_cancels_its_request(daemon: Daemon, asker: Requ
     process.stdout.read(3)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=40)
-    assert process.returncode == ask.EXIT_INTERRUPTED
+    assert process.returncode == exits.INTERRUPTED
     event = asker.wait(lambda h: h.topic.endswith("/event") and h.json.get("type") == "job")
     assert event.json["outcome"] == "cancelled"
 
@@ -237,7 +237,7 @@ def test_fleet_shows_the_dead_too(daemon: Daemon, tmp_path: Path, asker: Request
 
 def test_fleet_without_devices_says_so(daemon: Daemon) -> None:
     shown = phid(daemon.port, "fleet", "--once", "--wait", "0.2", PHID_MQTT__BASE="no/where")
-    assert shown.returncode == ask.EXIT_NO_ANSWER
+    assert shown.returncode == exits.NO_ANSWER
     assert "no/where" in shown.stderr
     shown = phid(
         daemon.port, "fleet", "--once", "--json", "--wait", "0.2", PHID_MQTT__BASE="no/where"

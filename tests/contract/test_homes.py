@@ -26,7 +26,7 @@ HOMES = {
     "structlog": {"log"},
     "pydantic_settings": {"settings"},
     # Where the types and errors of the values' library are named.
-    "pydantic": {*VALUES, "outbox", "cli", "rivals"},
+    "pydantic": {*VALUES, "ask", "outbox", "rivals"},
     "pydantic_core": {"messages", "requests", "watches"},
 }
 

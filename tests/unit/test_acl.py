@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from phid import acl, cli
+from phid import acl, cli, exits
 from phid.acl import Fleet, Right
 from phid.topics import matches
 from rig import ROOT
@@ -97,7 +97,7 @@ def test_what_the_settings_name_is_in_the_devices_rights(
 def test_what_would_give_too_much_is_refused(
     wrong: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["acl", "mosquitto", *wrong]) == cli.EXIT_USAGE
+    assert cli.main(["acl", "mosquitto", *wrong]) == exits.USAGE
     said = capsys.readouterr()
     assert says in said.err
     assert said.out == ""

@@ -77,7 +77,7 @@ def fill(desk: Desk, clients: int) -> None:
 
 
 def close(desk: Desk) -> None:
-    desk.closed = Failure(Code.PAUSED, "paused", retry_after_ms=1)
+    desk.admission.closed = Failure(Code.PAUSED, "paused", retry_after_ms=1)
 
 
 def known(desk: Desk) -> None:

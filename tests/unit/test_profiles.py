@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from phid import settings
+from phid import catalog, fit, memory, settings
 from rig import ROOT
 
 PROFILES = sorted((ROOT / "config" / "profiles").glob("*.toml"))
 MIB = 1 << 20
-# Microsoft's int4 builds for the CPU, bytes of all their files.
-FILES = {"phi-3.5-mini": 2_782_186_064, "phi-3.5-vision": 3_220_612_860}
+BUILDS = {build.name: build for build in catalog.shipped()}
 VIEWS_AT_HIGH = 17
 
 
 def reckoned_mb(model: str, tokens: int, views: int) -> float:
-    """Peak memory in MiB, by the rule in ARCHITECTURE's decision on memory."""
-    return 1.226 * FILES[model] / MIB + 204 + 0.75 * tokens + 50.6 * views
+    """The most an engine takes, in MiB, as `phid models fit` and the service reckon it."""
+    needs = fit.of_build(BUILDS[model])
+    asked_bytes = tokens * needs.kv_bytes_per_token + views * memory.VIEW_BYTES
+    return (needs.loaded_bytes + asked_bytes) / MIB
 
 
 @pytest.fixture(params=PROFILES, ids=[path.stem for path in PROFILES])
@@ -43,7 +44,7 @@ def test_there_is_one_for_each_device_we_name() -> None:
 
 def test_it_loads(profile: Path) -> None:
     loaded = settings.load(profile)
-    assert loaded.engine.model in FILES
+    assert loaded.engine.model in BUILDS
     assert loaded.health.pause_above_c > 0
 
 
@@ -79,9 +80,29 @@ def test_the_sums_in_the_comments_are_right(profile: Path) -> None:
     table = {what: int(number) for what, number in rows}
     seen, *taken = [n for what, n in table.items() if not re.match(r"left|Phi|\d|two", what)]
     assert table["left"] == seen - sum(taken)
-    for what, number in table.items():
-        if tokens := re.match(r"(\d+) tokens x 0.75", what):
-            assert number == int(tokens[1]) * 0.75
     model = settings.load(profile).engine.model
-    said = next(number for what, number in table.items() if what.startswith("Phi"))
-    assert said == pytest.approx(reckoned_mb(model, 0, 0), abs=1)
+    loaded_mb = reckoned_mb(model, 0, 0)
+    for what, number in table.items():
+        expected: float | None = None
+        if what.startswith("Phi"):
+            expected = loaded_mb
+        elif tokens := re.match(r"(\d+) tokens x 0.75", what):
+            expected = reckoned_mb(model, int(tokens[1]), 0) - loaded_mb
+        elif what.startswith("two pictures at high"):
+            expected = reckoned_mb(model, 0, 2 * VIEWS_AT_HIGH) - loaded_mb
+        if expected is not None:
+            assert number == pytest.approx(expected, abs=1), what
+
+
+def test_the_readmes_table_says_what_they_say(profile: Path) -> None:
+    (row,) = re.findall(
+        rf"^\| \[{profile.stem}\].*$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    _, shown_model, context, peak, budget, _ = (cell.strip() for cell in row.strip("|").split("|"))
+    engine = settings.load(profile).engine
+    assert shown_model.lower() == engine.model
+    assert int(context) == engine.max_context
+    pictures = engine.max_context // 1921 if engine.model == "phi-3.5-vision" else 0
+    peak_mb = reckoned_mb(engine.model, engine.max_context, pictures * VIEWS_AT_HIGH)
+    assert peak == f"{peak_mb / 1024:.1f} GiB"
+    assert budget == f"{engine.memory_mb / 1024:.1f} GiB"

@@ -1,0 +1,128 @@
+"""What is refused before it is taken, in which order, and with which code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from phid.admission import Admission
+from phid.attachments import PartRef
+from phid.backlog import Backlog
+from phid.crew import Crew
+from phid.errors import Code, Failure, Refused
+from phid.gathering import Gathering
+from phid.health import Health
+from phid.intake import Intake, RequestArrived
+from phid.jobs import Job, Load
+from phid.ledger import Ticket
+from phid.lineup import Lineup, Model
+from phid.records import Records
+from phid.sections import Limits
+from phid.settings import Settings
+from phid.traffic import Inbound
+from phid.worker import Worker
+
+SETTINGS = Settings(device="dev")
+INTAKE = Intake(SETTINGS.topics, payload_bytes=1024, max_tokens=100, deadline_ms=1000)
+LIMITS = Limits(backlog=2, per_client=2, rate_per_client=60, burst_per_client=1)
+
+
+@pytest.fixture
+def backlog() -> Backlog:
+    return Backlog(limit=LIMITS.backlog, per_client=LIMITS.per_client)
+
+
+@pytest.fixture
+def gathering() -> Gathering:
+    return Gathering(limit_bytes=1024, keep_s=10)
+
+
+@pytest.fixture
+def admission(backlog: Backlog, gathering: Gathering, tmp_path: Path) -> Admission:
+    crew = Crew(
+        Lineup((Model(Load("scripted", "m", "")),), "m", "m"),
+        partial(Worker, post=print, restart_max_s=1),
+    )
+    health = Health(tmp_path)
+    return Admission(LIMITS, crew, backlog, gathering, Records(None, health), health)
+
+
+def arrived(client: str = "c") -> RequestArrived:
+    topic = SETTINGS.topics.text(client)
+    inbound = Inbound(topic, b'{"prompt": "x"}', qos=1, retain=False, dup=False)
+    arrival = INTAKE.read(inbound)
+    assert isinstance(arrival, RequestArrived)
+    return arrival
+
+
+def ticket(client: str = "c") -> Ticket:
+    one = arrived(client)
+    return Ticket(
+        client=client,
+        id=one.id,
+        digest="",
+        request=one.request,
+        job=Job("1", ()),
+        size_bytes=1,
+        address=one.reply,
+        arrived=0.0,
+        deadline=9.0,
+        topic=one.topic,
+        id_given=False,
+    )
+
+
+def code_of(admission: Admission, arrival: RequestArrived, now: float = 0.0) -> Code | None:
+    try:
+        admission.check(arrival, now)
+    except Refused as refused:
+        return refused.failure.code
+    return None
+
+
+def test_what_can_be_answered_is_let_in(admission: Admission) -> None:
+    assert code_of(admission, arrived()) is None
+
+
+def test_while_closed_every_one_is_told_why(admission: Admission) -> None:
+    admission.closed = Failure(Code.PAUSED, "paused", retry_after_ms=5)
+    with pytest.raises(Refused) as refused:
+        admission.check(arrived(), 0.0)
+    assert refused.value.failure == admission.closed
+
+
+def test_a_deadline_that_is_over_is_not_begun(admission: Admission) -> None:
+    assert code_of(admission, replace(arrived(), deadline_s=0.0)) is Code.EXPIRED
+
+
+def test_those_that_wait_for_their_parts_have_a_bound_too(
+    admission: Admission, gathering: Gathering
+) -> None:
+    for n in range(LIMITS.backlog):
+        gathering.hold(ticket(f"c{n}"), (PartRef(0),), 0.0)
+    assert code_of(admission, arrived()) is Code.BUSY
+
+
+def test_who_is_refused_for_lack_of_room_has_not_used_up_its_share(
+    admission: Admission, backlog: Backlog
+) -> None:
+    waiting = [ticket("other") for _ in range(LIMITS.backlog)]
+    for one in waiting:
+        backlog.push(one)
+    assert code_of(admission, arrived()) is Code.BUSY
+    for one in waiting:
+        backlog.remove(one)
+    assert code_of(admission, arrived()) is None, "its one of a burst is left"
+    assert code_of(admission, arrived()) is Code.BUSY
+
+
+def test_new_limits_hold_from_now_on(admission: Admission, backlog: Backlog) -> None:
+    assert code_of(admission, arrived()) is None
+    assert code_of(admission, arrived()) is Code.BUSY
+    admission.configure(LIMITS.model_copy(update={"burst_per_client": 2, "backlog": 1}))
+    assert code_of(admission, arrived()) is None
+    backlog.push(ticket())
+    assert code_of(admission, arrived("another")) is Code.BUSY
