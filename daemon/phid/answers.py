@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from phid.messages import ErrorMessage, JobEvent, Outcome, Result
 from phid.outbox import Outbox
 from phid.records import Records
 from phid.topics import Topics
+from phid.traffic import Decision
 
 _log = log.get("answers")
 
@@ -43,12 +43,14 @@ class Answers:
         self._health = health
         self._tell = tell
 
-    def refuse(self, reply: ReplyAddress, request_id: str, failure: Failure) -> None:
+    def refuse(
+        self, reply: ReplyAddress, request_id: str, failure: Failure, decided: Decision | None
+    ) -> None:
         """Tell a sender that its request was not taken; nothing else is touched."""
         self._health.count("jobs_busy" if failure.code is Code.BUSY else "jobs_refused")
-        self._outbox.refuse(reply, messages.error_message(request_id, failure))
+        self._outbox.refuse(reply, messages.error_message(request_id, failure), decided)
 
-    def again(self, ticket: Ticket, arrived: RequestArrived, decided: threading.Event) -> bool:
+    def again(self, ticket: Ticket, arrived: RequestArrived, decided: Decision) -> bool:
         """Answer one who asks the same again. True if that is being written; raises Refused."""
         self._health.count("jobs_duplicate")
         reply = arrived.reply
@@ -57,7 +59,8 @@ class Answers:
             reply = ReplyAddress(self._topics.res(ticket.client, ticket.id), reply.correlation)
         if ticket.outcome is None or not ticket.published:
             return ticket.also_answer(reply) and self.records.ask_again(ticket, reply, decided)
-        self._outbox.repeat(reply, ticket.outcome.model_copy(update={"duplicate": True}))
+        outcome = ticket.outcome.model_copy(update={"duplicate": True})
+        self._outbox.repeat(reply, outcome, decided)
         return False
 
     def end_with_error(self, ticket: Ticket, failure: Failure, now: float) -> None:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from phid.settings import SettingsError
 from phid.traffic import (
     BrokerEvent,
     Connected,
+    Decision,
     End,
     Ended,
     Endpoint,
@@ -33,6 +35,8 @@ from phid.traffic import (
 
 _CONNECT_TIMEOUT_S = 10.0
 _RECEIVE_MAXIMUM = 20
+# What is published beside the outbox, and counts too for a broker that counts: the loopback's ping.
+_BESIDE = 1
 _MAX_PACKET_BYTES = 268_435_455  # MQTT's own ceiling
 # Reason codes of MQTT 5, section 2.4; paho translates those of 3.1.1 to them.
 _UNSUPPORTED_VERSION = 132
@@ -112,7 +116,7 @@ class Connection:
         protocol: Protocol,
         session: str,
         post: Callable[[BrokerEvent], None],
-        receive: Callable[[Inbound], None],
+        receive: Callable[[Inbound], Decision | None],
     ) -> None:
         self._endpoint = endpoint
         self._protocol = protocol
@@ -127,6 +131,7 @@ class Connection:
         self._packet_bytes = _MAX_PACKET_BYTES
         self._window = _RECEIVE_MAXIMUM
         self._socket: socket.socket | None = None
+        self._received: deque[tuple[int, Decision | None]] = deque()
 
     @property
     def acknowledged(self) -> bool:
@@ -185,7 +190,10 @@ class Connection:
             protocol=MQTTProtocolVersion(self._protocol.value),
             transport=mqtt.transport,
             reconnect_on_failure=False,
+            manual_ack=True,
         )
+        # paho would keep what is beyond its own 20 back, behind what is to follow it.
+        client.max_inflight_messages_set(0)
         client.connect_timeout = _CONNECT_TIMEOUT_S
         proof = credentials.read(mqtt)
         if proof.username is not None:
@@ -290,7 +298,7 @@ class Connection:
                 resumed=self._resumed,
                 refused=tuple(f for f, reason in pairs if reason.is_failure),
                 packet_bytes=min(self._packet_bytes, limit),
-                window=self._window,
+                window=max(1, self._window - _BESIDE),
             )
         )
 
@@ -313,7 +321,7 @@ class Connection:
 
     def _on_publish(
         self,
-        _client: paho.Client,
+        client: paho.Client,
         _userdata: Any,
         mid: int,
         reason: ReasonCode,
@@ -328,13 +336,31 @@ class Connection:
                 heard=reason.value != 0x10,  # "no matching subscribers"
             )
         )
+        self._acknowledge(client)
 
-    def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
+    def _on_message(self, client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
         self._acknowledge_now()
+        decision = None
         try:
-            self._receive(_inbound(message))
+            decision = self._receive(_inbound(message))
         except Exception:  # noqa: BLE001 - see above
             _log.exception("callback_failed", callback="on_message")
+        if message.qos:
+            self._received.append((message.mid, decision))
+            self._acknowledge(client)
+
+    def _acknowledge(self, client: paho.Client) -> None:
+        """Tell the broker what it may forget, in the order in which it came (MQTT 5, 4.6).
+
+        What waits here goes on when the broker has taken something from us: only for want of that
+        does an answer wait.
+        """
+        while self._received:
+            mid, decision = self._received[0]
+            if decision is not None and not decision.acknowledges:
+                return
+            self._received.popleft()
+            client.ack(mid, 1)
 
 
 def _not_trusted(where: str, error: ssl.SSLCertVerificationError, now: float) -> Ended:

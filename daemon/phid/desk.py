@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -35,6 +34,7 @@ from phid.outbox import Outbox
 from phid.records import Records
 from phid.runner import Runner
 from phid.settings import Settings
+from phid.traffic import Decision
 from phid.turns import model_of, next_turn
 from phid.worker import Worker
 
@@ -113,7 +113,7 @@ class Desk:
         times = [self.backlog.next_deadline, self.gathering.due_at, self._runner.due_at]
         return min((t for t in times if t is not None), default=None)
 
-    def take(self, arrived: RequestArrived, now: float, decided: threading.Event) -> bool:
+    def take(self, arrived: RequestArrived, now: float, decided: Decision) -> bool:
         """Queue a request, or say why not, or answer again what was asked before.
 
         True if it is being written to the disk, and `decided` will be set when that is done.
@@ -125,7 +125,7 @@ class Desk:
             arrived = self._with_cameras(arrived, now)
             self.admission.check(arrived, now)
         except Refused as refused:
-            self.refuse(arrived.reply, arrived.id, refused.failure)
+            self.refuse(arrived.reply, arrived.id, refused.failure, decided)
             return False
         ticket = self._open(arrived, now)
         # The engine may begin with it meanwhile; nothing is published before that is done.
@@ -133,7 +133,7 @@ class Desk:
         self._admit(ticket, arrived, now)
         return being_written
 
-    def take_part(self, arrived: PartArrived, now: float, decided: threading.Event) -> bool:
+    def take_part(self, arrived: PartArrived, now: float, decided: Decision) -> bool:
         """Keep a picture that is sent apart; its request goes on if that was the last.
 
         True as for `take`.
@@ -177,7 +177,8 @@ class Desk:
                 self._records.not_written(entry)
                 match entry:
                     case Accepted(number, decided=decided):
-                        self._revoke(self._records.ticket(number), event.reason, now)
+                        ticket = self._records.ticket(number)
+                        self._revoke(ticket, event.reason, now, decided)
                     case AskedAgain(decided=decided) | PartKept(decided=decided):
                         pass
                     case Marked(number):
@@ -192,9 +193,11 @@ class Desk:
                 if decided is not None:
                     decided.set()
 
-    def refuse(self, reply: ReplyAddress, request_id: str, failure: Failure) -> None:
+    def refuse(
+        self, reply: ReplyAddress, request_id: str, failure: Failure, decided: Decision | None
+    ) -> None:
         """Tell a sender that its request was not taken; nothing else is touched."""
-        self._answers.refuse(reply, request_id, failure)
+        self._answers.refuse(reply, request_id, failure, decided)
 
     def cancel(self, client: str, request_id: str, now: float) -> None:
         """End one of a client's requests at once; one that is not open is left alone."""
@@ -311,7 +314,9 @@ class Desk:
         else:
             self._enqueue(ticket, now)
 
-    def _revoke(self, ticket: Ticket | None, reason: str, now: float) -> None:
+    def _revoke(
+        self, ticket: Ticket | None, reason: str, now: float, decided: Decision | None
+    ) -> None:
         """It cannot be kept, so it was not accepted. An answer that is there already is one."""
         if ticket is None or ticket.state == "ended":
             return
@@ -322,7 +327,7 @@ class Desk:
         self._records.forget(ticket)
         says = f"what is accepted cannot be kept: {reason}"
         failure = Failure(Code.BUSY, says, retry_after_ms=self.admission.retry_after_ms)
-        self._answers.refuse(ticket.address, ticket.id, failure)
+        self._answers.refuse(ticket.address, ticket.id, failure, decided)
         self.dispatch(now)
 
     def _enqueue(self, ticket: Ticket, now: float) -> None:

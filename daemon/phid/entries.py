@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 from phid.ledger import ReplyAddress
-from phid.traffic import Inbound
+from phid.traffic import Decision, Inbound
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Accepted:
     accepted_ts: float
     deadline_ts: float
     pictures: tuple[tuple[int, bytes], ...] = ()
-    decided: threading.Event | None = None
+    decided: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class AskedAgain:
 
     number: int
     address: ReplyAddress
-    decided: threading.Event | None = None
+    decided: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class PartKept:
     n: int
     data: bytes
     ts: float
-    decided: threading.Event | None = None
+    decided: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)

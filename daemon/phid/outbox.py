@@ -12,7 +12,7 @@ from phid import log, messages
 from phid.errors import Code, Failure
 from phid.ledger import ReplyAddress
 from phid.messages import ErrorMessage, Outcome, Result
-from phid.traffic import Connected, Link, Sent
+from phid.traffic import Connected, Decision, Link, Sent
 
 # What a PUBLISH packet has beyond topic and payload, generously: fixed header and properties.
 _PACKET_OVERHEAD = 128
@@ -28,7 +28,8 @@ class Publication:
 
     `outcome` marks what may never be dropped and is marked as a duplicate when sent again;
     anything else is forgotten with the connection it was sent on. `answer`: somebody waits.
-    `number`: the journal wants to know when the broker has it.
+    `number`: the journal wants to know when the broker has it. `decided` is of the message that it
+    answers, if that is not acknowledged before this is on its way.
     """
 
     topic: str
@@ -40,6 +41,7 @@ class Publication:
     answer: bool = False
     sent_before: bool = False
     number: int | None = None
+    decided: Decision | None = None
 
 
 class Outbox:
@@ -98,6 +100,8 @@ class Outbox:
             self.dropped += 1
             return
         self._waiting.append(publication)
+        if publication.decided is not None:
+            publication.decided.owed = True
         self._flush()
 
     def answer(
@@ -122,13 +126,24 @@ class Outbox:
             )
         )
 
-    def refuse(self, address: ReplyAddress, message: ErrorMessage) -> None:
-        """Publish why something was not accepted: an answer, but one that a flood may lose."""
-        self.put(Publication(address.topic, message, address.correlation, answer=True))
+    def refuse(
+        self, address: ReplyAddress, message: ErrorMessage, decided: Decision | None = None
+    ) -> None:
+        """Publish why something was not accepted: an answer, but one that a flood may lose.
 
-    def repeat(self, address: ReplyAddress, outcome: Outcome) -> None:
+        A broken link loses it together with our word to the broker, which asks us again.
+        """
+        self.put(
+            Publication(address.topic, message, address.correlation, answer=True, decided=decided)
+        )
+
+    def repeat(
+        self, address: ReplyAddress, outcome: Outcome, decided: Decision | None = None
+    ) -> None:
         """Publish an outcome told before, for one who asks again: as a refusal, it may be lost."""
-        self.put(Publication(address.topic, outcome, address.correlation, answer=True))
+        self.put(
+            Publication(address.topic, outcome, address.correlation, answer=True, decided=decided)
+        )
 
     def send_now(
         self, topic: str, message: BaseModel | bytes, correlation: bytes | None = None
@@ -164,6 +179,7 @@ class Outbox:
             payload = self._payload(publication)
             if payload is None:
                 self._done(publication)
+                _release(publication)
                 continue
             mid = self._link.publish(
                 publication.topic,
@@ -175,6 +191,7 @@ class Outbox:
                 user=_user_properties(publication.message),
             )
             self._in_flight[mid] = publication
+            _release(publication)
 
     def _done(self, publication: Publication) -> None:
         if publication.number is not None:
@@ -202,6 +219,12 @@ class Outbox:
     def _fits(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
         size = len(topic.encode()) + len(payload) + len(correlation or b"") + _PACKET_OVERHEAD
         return size <= self._packet_bytes
+
+
+def _release(publication: Publication) -> None:
+    """What it answers may be acknowledged: that is written behind it."""
+    if publication.decided is not None:
+        publication.decided.owed = False
 
 
 def _user_properties(message: BaseModel | bytes) -> list[tuple[str, str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from phid import log, messages
 from phid.entries import (
     Accepted,
@@ -24,6 +22,7 @@ from phid.jobs import Image
 from phid.journal import Journal
 from phid.ledger import ReplyAddress, Ticket
 from phid.messages import Outcome
+from phid.traffic import Decision
 from phid.wallclock import WallClock
 
 # How long after a write that failed the disk is tried again.
@@ -91,7 +90,7 @@ class Records:
             says = f"the journal is full: {journal.used_bytes} bytes"
             raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
 
-    def accept(self, ticket: Ticket, arrived: RequestArrived, decided: threading.Event) -> bool:
+    def accept(self, ticket: Ticket, arrived: RequestArrived, decided: Decision) -> bool:
         """True if it is being written, and `decided` set when it is."""
         if self._journal is None or not arrived.inbound.qos:
             return False
@@ -120,14 +119,14 @@ class Records:
         self._entries.append(entry)
         return True
 
-    def ask_again(self, ticket: Ticket, address: ReplyAddress, decided: threading.Event) -> bool:
+    def ask_again(self, ticket: Ticket, address: ReplyAddress, decided: Decision) -> bool:
         """The same for another who wants its outcome."""
         if self._journal is None or ticket.number is None:
             return False
         self._entries.append(AskedAgain(ticket.number, address, decided))
         return True
 
-    def keep_part(self, arrived: PartArrived, decided: threading.Event) -> bool:
+    def keep_part(self, arrived: PartArrived, decided: Decision) -> bool:
         """The same for a picture sent apart."""
         if self._journal is None or not arrived.qos or not isinstance(arrived.part, bytes):
             return False

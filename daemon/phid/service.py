@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from phid.thermal import Thermal
 from phid.traffic import (
     BrokerEvent,
     Connected,
+    Decision,
     Disconnected,
     Endpoint,
     Inbound,
@@ -63,7 +63,7 @@ class Arrived:
     """Something to decide on; `decided` lets paho's thread acknowledge it to the broker."""
 
     arrival: Arrival
-    decided: threading.Event
+    decided: Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class Service:
         self._thermal = Thermal(heat)
         self._rivals = Rivals(self._session.process)
         self._connections = 0
-        self._ended = False
+        self._ended = self._closed = False
         # When each of these is next to be done; monotonic seconds.
         self._due: dict[str, float] = {}
 
@@ -195,7 +195,7 @@ class Service:
                 self._turn()
             self._farewell()
         finally:
-            self._ended = True
+            self._closed = True
             self._session.stop()
             self._crew.stop()
             self._notebook.stop()
@@ -308,27 +308,28 @@ class Service:
 
     # What happens.
 
-    def _receive(self, inbound: Inbound) -> None:
+    def _receive(self, inbound: Inbound) -> Decision | None:
         """On paho's thread: decode, and wait until the owner has decided.
 
         That is what bounds the mailbox: a client that floods is slowed down by TCP.
         """
         if inbound.topic == self._topics.status:
             self._mailbox.put(StatusHeard(inbound.payload))
-            return
+            return None
         if not self._topics.is_ours(inbound.topic):
             if self._lookout.see(inbound):
                 self._mailbox.put(FrameCame())
-            return
+            return None
         arrival = self._operations.intake.read(inbound)
         if arrival is None:
-            return
-        decided = threading.Event()
+            return None
+        decided = Decision()
         self._mailbox.put(Arrived(arrival, decided))
-        while not decided.wait(0.1) and not self._ended:
+        while not decided.wait(0.1) and not self._closed:
             pass
+        return decided
 
-    def _decide(self, arrival: Arrival, now: float, decided: threading.Event) -> bool:
+    def _decide(self, arrival: Arrival, now: float, decided: Decision) -> bool:
         """True if `decided` will be set by the journal, for what was accepted is being written."""
         match arrival:
             case RequestArrived():
@@ -347,7 +348,7 @@ class Service:
                     self._outbox.answer(arrival.reply, reply)
             case ArrivalRefused(_, request_id, failure, reply_to, verb):
                 if verb is None:
-                    self._desk.refuse(reply_to, request_id, failure)
+                    self._desk.refuse(reply_to, request_id, failure, decided)
                 else:
                     self._outbox.answer(reply_to, control.refusal(request_id, verb, failure))
         return False
@@ -432,7 +433,10 @@ class Service:
     # The end.
 
     def _farewell(self) -> None:
-        """Answer what is still open, say goodbye, and see both acknowledged."""
+        """Answer what is still open, say goodbye, and see both acknowledged.
+
+        What comes now is not decided on: not acknowledged, it waits for the next start.
+        """
         now = time.monotonic()
         self._desk.leave(now)
         self._bulletin.farewell(self._desk.backlog)
@@ -443,7 +447,10 @@ class Service:
                 mail = self._mailbox.get(timeout=0.1)
             except queue.Empty:
                 continue
-            if isinstance(mail, Sent | Disconnected | Arrived | Written | NotWritten):
+            if isinstance(mail, Arrived):
+                mail.decided.owed = True
+                mail.decided.set()
+            elif isinstance(mail, Sent | Disconnected | Written | NotWritten):
                 self._take(mail, time.monotonic())
                 self._records.commit()
 

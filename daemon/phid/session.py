@@ -15,6 +15,7 @@ from phid.broker import Connection
 from phid.traffic import (
     BrokerEvent,
     Connected,
+    Decision,
     Disconnected,
     End,
     Endpoint,
@@ -38,15 +39,15 @@ class Session:
     """Keeps one connection to the broker, for as long as it takes.
 
     `post` gets every BrokerEvent and `receive` every Inbound, both on paho's thread: `post` must
-    not wait; the message is acknowledged to the broker when `receive` returns. `process` is the
-    first part of every connection's name.
+    not wait; the message is acknowledged to the broker when `receive` returns, or when the decision
+    that it returns says so. `process` is the first part of every connection's name.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
         post: Callable[[BrokerEvent], None],
-        receive: Callable[[Inbound], None],
+        receive: Callable[[Inbound], Decision | None],
         memory: Path | None = None,
     ) -> None:
         self._endpoint = endpoint

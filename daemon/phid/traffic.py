@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,21 @@ class Inbound:
     expiry_s: int | None = None
     content_type: str | None = None
     user: tuple[tuple[str, str], ...] = ()
+
+
+class Decision(threading.Event):
+    """Set when the owner has decided on a message, and the next may be read.
+
+    It is acknowledged to the broker then, unless an answer to it is `owed`: one that waits for its
+    place among the publications in flight. A link that breaks first brings the message again.
+    """
+
+    owed = False
+
+    @property
+    def acknowledges(self) -> bool:
+        """True once the broker may forget the message."""
+        return self.is_set() and not self.owed
 
 
 class Link(typing.Protocol):

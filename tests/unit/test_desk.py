@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from threading import Event
 
 import paho.mqtt.client as paho
 import pytest
@@ -26,7 +25,7 @@ from phid.outbox import Outbox
 from phid.records import Records
 from phid.sections import Limits
 from phid.settings import Settings
-from phid.traffic import Connected, Inbound, Protocol
+from phid.traffic import Connected, Decision, Inbound, Protocol
 from phid.worker import Worker
 
 SETTINGS = Settings(device="dev", limits=Limits(backlog=20, per_client=10))
@@ -73,7 +72,7 @@ def arrived(payload: str, client: str = "c") -> RequestArrived | ArrivalRefused:
 def fill(desk: Desk, clients: int) -> None:
     for n in range(clients):
         for _ in range(10):
-            desk.take(arrived(PROMPT % ("x", ""), f"c{n}"), 0.0, Event())  # type: ignore[arg-type]
+            desk.take(arrived(PROMPT % ("x", ""), f"c{n}"), 0.0, Decision())  # type: ignore[arg-type]
 
 
 def close(desk: Desk) -> None:
@@ -81,13 +80,13 @@ def close(desk: Desk) -> None:
 
 
 def known(desk: Desk) -> None:
-    desk.take(arrived(PROMPT % ("x", ', "id": "i"'), "known"), 0.0, Event())  # type: ignore[arg-type]
+    desk.take(arrived(PROMPT % ("x", ', "id": "i"'), "known"), 0.0, Decision())  # type: ignore[arg-type]
 
 
 def hurry(desk: Desk) -> None:
     limits = SETTINGS.limits.model_copy(update={"rate_per_client": 1.0, "burst_per_client": 1})
     desk.configure(SETTINGS.model_copy(update={"limits": limits}))
-    desk.take(arrived(PROMPT % ("x", ""), "c"), 1.0, Event())  # type: ignore[arg-type]
+    desk.take(arrived(PROMPT % ("x", ""), "c"), 1.0, Decision())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -114,14 +113,17 @@ def test_a_refusal_takes_less_than_a_millisecond_of_the_owners_time(
     told: list[ErrorMessage] = []
     outbox = desk._outbox
     refuse = outbox.refuse
-    outbox.refuse = lambda reply, message: (told.append(message), refuse(reply, message))  # type: ignore[method-assign,assignment,return-value]
+    outbox.refuse = lambda reply, message, decided: (  # type: ignore[method-assign,assignment,return-value]
+        told.append(message),
+        refuse(reply, message, decided),
+    )
     taken = []
     for _ in range(SAMPLES):
         began = time.thread_time()
         if isinstance(arrival, RequestArrived):
-            desk.take(arrival, 1.0, Event())
+            desk.take(arrival, 1.0, Decision())
         else:
-            desk.refuse(arrival.reply, arrival.id, arrival.failure)
+            desk.refuse(arrival.reply, arrival.id, arrival.failure, Decision())
         taken.append(time.thread_time() - began)
     assert statistics.median(taken) < 0.001
     assert [message.code for message in told] == [code] * SAMPLES
@@ -133,8 +135,8 @@ def test_a_flood_of_retries_is_not_kept(desk: Desk) -> None:
     desk._outbox.disconnect()
     first = arrived(PROMPT % ("x", ', "id": "i"'))
     assert isinstance(first, RequestArrived)
-    desk.take(first, 0.0, Event())
+    desk.take(first, 0.0, Decision())
     desk.cancel("c", "i", 1.0)
     for _ in range(5000):
-        desk.take(first, 2.0, Event())
+        desk.take(first, 2.0, Decision())
     assert len(desk._outbox) < 2100

@@ -7,7 +7,6 @@ import os
 import queue
 import shutil
 import sqlite3
-import threading
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -35,7 +34,7 @@ from phid.entries import (
 from phid.journal import Journal, JournalTooNewError
 from phid.ledger import ReplyAddress
 from phid.tables import SCHEMA
-from phid.traffic import Inbound
+from phid.traffic import Decision, Inbound
 
 MIB = 1 << 20
 
@@ -168,7 +167,7 @@ def test_what_comes_while_the_disk_is_busy_goes_into_one_commit(path: Path) -> N
 
 def test_who_waits_is_released_when_it_is_on_the_disk(path: Path) -> None:
     book = Book(path)
-    decided = threading.Event()
+    decided = Decision()
     book.write(accepted(1, decided=decided))
     assert decided.is_set()
     # As the kernel would leave it: the file as it is now, without a word of goodbye.
@@ -180,7 +179,7 @@ def test_who_waits_is_released_when_it_is_on_the_disk(path: Path) -> None:
 def test_what_does_not_fit_is_told_and_an_outcome_beside_it_fits(path: Path) -> None:
     book = Book(path, max_bytes=MIB)
     book.write(accepted(1))
-    decided = threading.Event()
+    decided = Decision()
     large = accepted(2, b"x" * 2 * MIB, decided=decided)
     said = book.write(large, Ended(1, '{"it": "fits"}', 1.0))
     (failed,) = [event for event in said if isinstance(event, NotWritten)]

@@ -14,7 +14,7 @@ from phid.jobs import Finish
 from phid.ledger import ReplyAddress
 from phid.messages import Result, StateEvent, Timing, UsageReport, error_message
 from phid.outbox import Outbox, Publication
-from phid.traffic import Connected, Link, Protocol, Sent
+from phid.traffic import Connected, Decision, Link, Protocol, Sent
 
 HERE = ReplyAddress("here", b"c")
 
@@ -140,6 +140,29 @@ def test_refusals_do_not_outlive_their_connection() -> None:
     outbox.disconnect()
     outbox.connect(connected(link))
     assert link.published == []
+
+
+def test_a_refusal_is_owed_until_it_is_on_its_way_and_for_good_if_the_link_breaks_first() -> None:
+    outbox = Outbox()
+    outbox.connect(connected(Recorder(), window=1))
+    decisions = [Decision() for _ in range(3)]
+    for n, decided in enumerate(decisions):
+        outbox.refuse(HERE, refusal(f"r{n}"), decided)
+        decided.set()
+    assert [d.acknowledges for d in decisions] == [True, False, False]
+    outbox.sent(Sent("s", 1))
+    assert [d.acknowledges for d in decisions] == [True, True, False]
+    outbox.disconnect()
+    outbox.connect(connected(Recorder()))
+    assert [d.acknowledges for d in decisions] == [True, True, False]
+
+
+def test_what_can_never_be_published_is_not_owed() -> None:
+    outbox, decided = Outbox(), Decision()
+    outbox.connect(connected(Recorder(), packet_bytes=20))
+    outbox.refuse(HERE, refusal("r"), decided)
+    decided.set()
+    assert decided.acknowledges
 
 
 def test_nothing_but_outcomes_grows_without_bound() -> None:
