@@ -47,7 +47,7 @@ def start_daemon(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[DaemonFactory
         if wait:
             with Requester(mosquitto.port, device) as watcher:
                 watcher.listen(f"{BASE}/{device}/out/status")
-                watcher.status("online")
+                watcher.online()
         return daemon
 
     yield start

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,19 @@ from wire import BASE, PATIENCE, Requester
 ROOT = Path(__file__).parents[1]
 
 
+# Below those that the kernel gives to whoever connects: one of these that is free stays so, also
+# while its broker is away and everybody tries to reach it.
+_PORTS = range(10_000, 32_768)
+# Workers that run side by side have ports of their own.
+_WORKER, _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8, 8
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    while True:
+        port = random.SystemRandom().choice(_PORTS) // _WORKERS * _WORKERS + _WORKER
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for_port(port: int, timeout: float = 10) -> None:
@@ -36,6 +46,14 @@ def wait_for_port(port: int, timeout: float = 10) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
+
+
+def unread_bytes(port: int) -> int:
+    """What the server at this port has been sent and has not read."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    mine = [line for line in lines if int(line[1].rpartition(":")[2], 16) == port]
+    # A listening socket counts connections there.
+    return sum(int(line[4].rpartition(":")[2], 16) for line in mine if line[3] != "0A")
 
 
 def until(fact: Callable[[], Any], timeout: float = 30, what: str = "it") -> Any:
@@ -73,7 +91,7 @@ class Mosquitto:
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(10)
+            self._process.wait(10 * PATIENCE)
             self._process = None
 
     def signal(self, number: int) -> None:
@@ -188,6 +206,20 @@ class Daemon:
         pid = self.process.pid
         return int(until(lambda: child_pids(pid), what="an engine")[0])
 
+    @contextmanager
+    def engine_held(self) -> Iterator[None]:
+        """Its engine stands still in this block: whatever it has to do is not done before its end.
+
+        Shorter than engine.hang_s, for then it would be ended as hung.
+        """
+        pid = self.engine_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
     def stop(self, number: int = signal.SIGTERM, timeout: float = 40) -> int:
         """The exit status."""
         assert self.process is not None
@@ -221,7 +253,7 @@ def serving(folder: Path, extra: str = "", **settings: object) -> Iterator[Daemo
         daemon.start()
         with Requester(broker.port) as watcher:
             watcher.listen(f"{BASE}/dut/out/status")
-            watcher.status("online")
+            watcher.online()
         yield daemon
     finally:
         daemon.close()

@@ -15,7 +15,7 @@ import pytest
 
 from phid import exits
 from rig import ROOT, Daemon, free_port, serving, until
-from wire import BASE, Requester
+from wire import BASE, PATIENCE, Requester
 
 pytestmark = pytest.mark.mosquitto
 
@@ -57,7 +57,7 @@ def phid(
     port: int, *arguments: str, stdin: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     process = start(port, *arguments, **environment)
-    out, err = process.communicate(stdin, timeout=40)
+    out, err = process.communicate(stdin, timeout=40 * PATIENCE)
     assert "Traceback" not in err, err
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
@@ -75,7 +75,7 @@ def test_mosquitto_rr_prints_the_result(daemon: Daemon) -> None:
     answered = subprocess.run(
         [*command, "-m", '{"prompt": "one two three"}'],
         capture_output=True,
-        timeout=20,
+        timeout=20 * PATIENCE,
         check=True,
     )
     result = json.loads(answered.stdout)
@@ -98,7 +98,7 @@ def test_ask_prints_the_answer_as_it_comes(daemon: Daemon) -> None:
     assert process.stdout is not None
     assert process.stdout.read(3) == "t1 "
     assert process.poll() is None, "the rest is yet to come"
-    rest, _ = process.communicate(timeout=40)
+    rest, _ = process.communicate(timeout=40 * PATIENCE)
     assert "t1 " + rest == "".join(f"t{n} " for n in range(1, 101)) + "\n"
     assert process.returncode == exits.OK
 
@@ -136,7 +136,7 @@ def test_ask_that_loses_its_engine_keeps_what_it_has_printed(daemon: Daemon) -> 
     assert process.stdout is not None
     assert process.stdout.read(3) == "t1 "
     os.kill(daemon.engine_pid, signal.SIGKILL)
-    _, err = process.communicate(timeout=40)
+    _, err = process.communicate(timeout=40 * PATIENCE)
     assert process.returncode == exits.ERROR
     assert "engine_lost" in err
 
@@ -188,7 +188,7 @@ def test_ask_says_that_the_device_takes_nothing_now_and_waits_where_it_may(
         asker.ctl("resume")
     assert asked.returncode == exits.BUSY
     assert "paused" in asked.stderr
-    out, _ = waiting.communicate(timeout=40)
+    out, _ = waiting.communicate(timeout=40 * PATIENCE)
     assert (waiting.returncode, out) == (exits.OK, "patience\n")
 
 
@@ -198,7 +198,7 @@ def test_ask_that_is_interrupted_cancels_its_request(daemon: Daemon, asker: Requ
     assert process.stdout is not None
     process.stdout.read(3)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=40)
+    process.communicate(timeout=40 * PATIENCE)
     assert process.returncode == exits.INTERRUPTED
     event = asker.wait(lambda h: h.topic.endswith("/event") and h.json.get("type") == "job")
     assert event.json["outcome"] == "cancelled"

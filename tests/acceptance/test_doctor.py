@@ -17,7 +17,7 @@ import pytest
 
 from authority import Authority
 from rig import ROOT, Daemon, DaemonFactory, Mosquitto, free_port, until
-from wire import BASE, Requester
+from wire import BASE, PATIENCE, Requester
 
 WELL_S = 3.0
 ILL_S = 10.0
@@ -51,7 +51,7 @@ def phid(*arguments: str, **settings: object) -> Ran:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - began)

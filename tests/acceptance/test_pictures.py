@@ -192,10 +192,10 @@ def test_a_watch_of_two_frames_tells_what_changed(
     right = []
     for n, (pictures, question, answer) in enumerate(cases.pair_cases(8, tmp_path)):
         watch = {"name": f"p{n}", "topic": f"cam/p{n}", "prompt": question, "detail": "low"}
-        assert asker.ctl("watch", frames=2, every_s=0.1, max_tokens=40, **watch)["ok"]
+        assert asker.ctl("watch", frames=2, every_s=0.001, max_tokens=40, **watch)["ok"]
         for picture in pictures:
             asker.publish(f"cam/p{n}", picture.read_bytes())
-            time.sleep(0.3)  # the distance the watch asks for is one of time
+            time.sleep(0.1)  # the distance the watch asks for is one of time
         topic = f"{BASE}/dut/out/watch/p{n}/result"
         told = asker.wait(lambda h, topic=topic: h.topic == topic).json
         assert told["frames"] == 2
@@ -238,14 +238,14 @@ def test_a_watch_at_30_frames_a_second_tells_what_is_shown_now(
         for n in range(int(RATE * SHOWN_S * len(shown))):
             time.sleep(max(0.0, began + n / RATE - time.monotonic()))
             digit = list(shown)[int(n / RATE / SHOWN_S)]
-            sent.append((time.monotonic(), digit))
+            sent.append((time.time(), digit))
             camera.publish("frigate/porch/person/snapshot", shown[digit], qos=0, retain=True)
     asker.ctl("watch", name="clock", delete=True)
     told = [heard for heard in list(asker.heard) if heard.topic == results]
     assert len(told) >= 5
     for heard in told:
-        timing = heard.json["timing"]
-        handed = heard.at - (timing["total_ms"] - timing["queued_ms"]) / 1000
+        # By the daemon's own word: when we hear of it says more of us.
+        handed = heard.json["ts"] + heard.json["timing"]["queued_ms"] / 1000
         # A frame needs a moment through the broker, and this machine may be busy.
         before = [digit for at, digit in sent if at <= handed - 0.4]
         newest = {*before[-1:], *(digit for at, digit in sent if handed - 0.4 < at <= handed)}

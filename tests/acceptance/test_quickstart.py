@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rig import ROOT, free_port, until, wait_for_port
-from wire import Requester
+from wire import PATIENCE, Requester
 
 MODELS = ROOT / "tests" / "models"
 COMMAND = [sys.executable, "-m", "phid.quickstart"]
@@ -105,7 +105,7 @@ def test_left_running_it_answers_until_it_is_told_to_stop(
     with Requester(port, "porch") as asker:
         assert asker.ask("What is the capital of France?", max_tokens=16)["type"] == "result"
     serving.send_signal(number)
-    assert serving.wait(20) == 0
+    assert serving.wait(20 * PATIENCE) == 0
     until(lambda: not left_over(port), 5, "the end of all it started")
 
 
@@ -122,7 +122,7 @@ def test_a_port_that_is_taken_is_told_with_the_brokers_own_words(
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=60 * PATIENCE,
             check=False,
         )
         assert done.returncode == 1
@@ -130,4 +130,4 @@ def test_a_port_that_is_taken_is_told_with_the_brokers_own_words(
         assert "Address already in use" in done.stderr
     finally:
         broker.terminate()
-        assert broker.wait(10) == 0
+        assert broker.wait(10 * PATIENCE) == 0

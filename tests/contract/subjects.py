@@ -28,7 +28,7 @@ from wire import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE_S = 60 * PATIENCE
+PATIENCE_S = 30 * PATIENCE
 DEMO = "smollm2-135m-instruct"
 
 
@@ -66,7 +66,7 @@ class EngineProcess:
         self.send(job)
         return self.until(Finished, Failed)
 
-    def wait(self, within_s: float = 10) -> int:
+    def wait(self, within_s: float = 10 * PATIENCE) -> int:
         return self.child.wait(within_s)
 
     def rest(self) -> list[Event]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rig import ROOT
+from wire import PATIENCE
 
 BENCH = ROOT / "scripts" / "_bench.py"
 TINY = ROOT / "tests" / "models" / "tiny-phi3v"
@@ -17,7 +18,9 @@ TINY = ROOT / "tests" / "models" / "tiny-phi3v"
 
 def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCH), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=100 * PATIENCE, check=False
+    )
 
 
 def test_the_bench_tells_what_each_budget_costs(tmp_path: Path) -> None:

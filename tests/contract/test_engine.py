@@ -35,7 +35,7 @@ from phid.jobs import (
     Tokens,
     Turn,
 )
-from wire import PATIENCE
+from wire import PATIENCE, SLOWNESS
 
 Start = Callable[[], EngineProcess]
 
@@ -117,11 +117,13 @@ def test_tokens_can_be_told_in_groups(shared: EngineProcess, subject: Subject) -
     # A tenth of what the answer takes here: about ten groups on any machine.
     gather_s = max(0.1, one_by_one.decode_ms / 10_000)
     events = shared.ask(replace(job, gather_s=gather_s))
-    assert finished(events, gathered=True).text == one_by_one.text
+    end = finished(events, gathered=True)
+    assert end.text == one_by_one.text
     told = [event for event in events if isinstance(event, Tokens)]
     assert told[0].count == 1
     assert sum(tokens.count for tokens in told) == one_by_one.usage.output_tokens
-    assert 2 <= len(told) < 30
+    # As often as its time holds that pause, the first and the last at once; never one by one.
+    assert 2 <= len(told) <= end.decode_ms / 1000 / gather_s + 2
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -198,7 +200,7 @@ def test_a_cancel_ends_a_running_answer_with_its_text(
     end = finished(events)
     assert end.finish is Finish.CANCELLED
     # How many were under way when it arrived is the machine's business; the rest never came.
-    assert 5 <= end.usage.output_tokens < 60
+    assert 5 <= end.usage.output_tokens < 500
 
 
 def test_a_cancel_in_a_long_prefill_ends_it_between_slices(
@@ -218,7 +220,7 @@ def test_a_cancel_finds_a_job_that_waits_and_no_other(
     shared: EngineProcess, subject: Subject
 ) -> None:
     shared.send(
-        subject.job(subject.talk(40), "runs", max_tokens=40),
+        subject.job(subject.talk(150), "runs", max_tokens=150),
         subject.job(subject.talk(40), "waits", max_tokens=40),
         subject.job(subject.talk(4), "next", max_tokens=4),
     )
@@ -228,7 +230,7 @@ def test_a_cancel_finds_a_job_that_waits_and_no_other(
     ends = {e.job_id: e for e in events if isinstance(e, Finished | Failed)}
     assert isinstance(ends["waits"], Failed)
     assert ends["waits"].code is Code.CANCELLED
-    assert [ends[job_id].usage.output_tokens for job_id in ("runs", "next")] == [40, 4]  # type: ignore[union-attr]
+    assert [ends[job_id].usage.output_tokens for job_id in ("runs", "next")] == [150, 4]  # type: ignore[union-attr]
 
 
 def test_a_cancel_that_comes_too_late_is_ignored(shared: EngineProcess, subject: Subject) -> None:
@@ -240,16 +242,16 @@ def test_a_cancel_that_comes_too_late_is_ignored(shared: EngineProcess, subject:
 
 def test_the_deadline_ends_an_answer_with_its_text(shared: EngineProcess, subject: Subject) -> None:
     # Where the machine is slow, the first budgets can end within the prefill.
-    for budget_s in (0.5, 2.0, 8.0 * PATIENCE):
+    for budget_s in (0.5, 2.0, 8.0 * SLOWNESS):
         began_s = time.monotonic()
         end = finished(
             shared.ask(subject.job(subject.talk(3000), max_tokens=3000, budget_s=budget_s))
         )
         assert end.finish is Finish.DEADLINE
-        assert budget_s <= time.monotonic() - began_s < budget_s + 5 * PATIENCE
+        assert budget_s <= time.monotonic() - began_s < budget_s + 5 * SLOWNESS
         if end.text:
             return
-    pytest.fail(f"no token within {8 * PATIENCE:g} s")
+    pytest.fail(f"no token within {8 * SLOWNESS:g} s")
 
 
 def test_the_deadline_ends_a_prefill(shared: EngineProcess, subject: Subject) -> None:
@@ -344,7 +346,7 @@ def test_the_end_of_the_connection_ends_the_engine(
         engine.send(subject.job(subject.talk(2000), max_tokens=2000))
         engine.until(Tokens)
     engine.connection.close()
-    assert engine.wait(5) == 0
+    assert engine.wait() == 0
 
 
 def test_signals_to_the_group_do_not_end_it(start: Start, subject: Subject) -> None:
@@ -524,7 +526,7 @@ def test_a_hanging_engine_dies_with_its_lifeline(script_engine: EngineProcess) -
         script_engine.receive(0.3)
     assert script_engine.child.stdin is not None
     script_engine.child.stdin.close()
-    assert script_engine.wait(5) == -signal.SIGKILL
+    assert script_engine.wait() == -signal.SIGKILL
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the connection ends it")
@@ -550,7 +552,7 @@ def test_a_killed_service_leaves_no_hanging_engine_behind() -> None:
         assert service.stdout is not None
         pid = int(service.stdout.readline())
         service.kill()
-    assert gone(pid, 5)
+    assert gone(pid, 10 * PATIENCE)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

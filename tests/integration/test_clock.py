@@ -101,8 +101,7 @@ def test_cameras_are_looked_at_before_and_after_the_clock_is_set(
     try:
         with Requester(mosquitto.port) as camera:
             camera.listen(f"{BASE}/dut/out/#")
-            camera.status("online")
-            until(lambda: daemon.logged("broker_connected"))
+            camera.online()
             for name in ("early", "late"):
                 if name == "late":
                     clock.set(0.0)

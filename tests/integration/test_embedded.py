@@ -15,6 +15,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from rig import ROOT, child_pids, free_port, until
+from wire import PATIENCE
 
 BROKER = [sys.executable, "-m", "phid", "broker"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "daemon")}
@@ -34,7 +35,7 @@ def broker(port: int) -> Iterator[subprocess.Popen[str]]:
     assert process.stdout.readline() == f"listening on 127.0.0.1:{port}, MQTT 5 only\n"
     yield process
     process.terminate()
-    process.communicate(timeout=10)
+    process.communicate(timeout=10 * PATIENCE)
 
 
 class Peer:
@@ -186,7 +187,7 @@ def test_told_to_stop_it_frees_its_port_and_leaves_no_process(
     children = child_pids(broker.pid)
     assert children
     broker.send_signal(number)
-    assert broker.wait(10) == 0
+    assert broker.wait(10 * PATIENCE) == 0
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
     for pid in children:
@@ -201,7 +202,7 @@ def test_a_taken_port_is_told_in_one_line(port: int) -> None:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=30 * PATIENCE,
         check=False,
     )
     assert second.returncode == 1
@@ -221,7 +222,7 @@ def test_without_its_package_it_says_what_to_install(port: int) -> None:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=30 * PATIENCE,
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")

@@ -19,7 +19,7 @@ import pytest
 
 from flood import Flooder, GoodClient, flooder_of, rss_kb
 from rig import Daemon, Mosquitto, serving
-from wire import BASE, Requester
+from wire import BASE, PATIENCE, Requester
 
 pytestmark = pytest.mark.mosquitto
 
@@ -57,7 +57,7 @@ def test_a_flood_of_bad_requests_is_refused_in_flat_memory(daemon: Daemon) -> No
         with good_client(daemon):
             flooder.flood(FLOOD)
         growth = (rss_kb(daemon) - before) / before
-    assert abs(growth) < 0.02, f"{growth:.1%} of {before} kB"
+    assert growth < 0.02, f"{growth:.1%} of {before} kB"
 
 
 @pytest.mark.timeout(300)
@@ -108,8 +108,8 @@ def test_a_client_that_never_reads_its_answers(daemon: Daemon) -> None:
 def test_a_client_that_opens_a_thousand_ids(daemon: Daemon) -> None:
     slow = script(tokens=5, token_ms=10)
     with Requester(daemon.port) as greedy, good_client(daemon):
-        for n in range(1000):
-            greedy.request({"prompt": slow, "id": f"g{n}"})
+        for n in range(1000):  # faster than any of them could be answered
+            greedy.request({"prompt": slow, "id": f"g{n}"}, wait=False)
         outcomes = Counter(
             outcome.get("code", "result")
             for outcome in (greedy.outcome(f"g{n}", 60) for n in range(1000))
@@ -164,7 +164,7 @@ def test_whoever_writes_into_the_inbox_of_phid_ask_does_not_disturb_it(daemon: D
         topic = vandal.wait(lambda h: "/in/text/cli-" in h.topic, 20, "its request").topic
         for payload in garbage:
             vandal.publish(f"{BASE}/client/{topic.rpartition('/')[2]}/rx", payload)
-        out, err = asking.communicate(timeout=30)
+        out, err = asking.communicate(timeout=30 * PATIENCE)
     assert (asking.returncode, out) == (0, "one two\n"), err
 
 

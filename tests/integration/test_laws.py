@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from rig import Daemon, DaemonFactory, Mosquitto, serving, until
+from rig import Daemon, DaemonFactory, Mosquitto, serving, unread_bytes, until
 from wire import BASE, Heard, Requester
 
 pytestmark = pytest.mark.mosquitto
@@ -110,7 +110,7 @@ def test_a_job_whose_engine_dies_in_the_prefill_is_run_again(
     start_daemon: DaemonFactory, requester: Requester, stream: str
 ) -> None:
     daemon = start_daemon(**QUICK)
-    prompt = script(prompt_tokens=640, prefill_ms=1000, tokens=3)
+    prompt = script(prompt_tokens=640, prefill_ms=1500, tokens=3)
     requester.request({"prompt": prompt, "id": "first", "stream": stream})
     requester.request({"prompt": "second", "id": "second"})
     requester.request({"prompt": "x", "id": "probe", "max_tokens": 0})
@@ -127,11 +127,11 @@ def test_an_answer_of_which_nothing_was_published_is_run_again(
     start_daemon: DaemonFactory, requester: Requester
 ) -> None:
     daemon = start_daemon(**QUICK)
-    requester.request({"prompt": script(tokens=20, token_ms=50), "id": "whole"})
+    requester.request({"prompt": script(tokens=30, token_ms=50), "id": "whole"})
     requester.request({"prompt": "x", "id": "probe", "max_tokens": 0})
     requester.outcome("probe")
     os.kill(daemon.engine_pid, signal.SIGKILL)
-    assert requester.outcome("whole")["text"] == words(20)
+    assert requester.outcome("whole")["text"] == words(30)
     assert len(requester.outcomes("whole")) == 1
     assert len(daemon.logged("engine_ended")) == 1
 
@@ -229,12 +229,13 @@ def test_outcomes_that_a_killed_broker_did_not_acknowledge_are_sent_again_and_ma
     start_daemon: DaemonFactory, mosquitto: Mosquitto, lasting: Requester
 ) -> None:
     daemon = start_daemon()
-    for n in range(3):
-        lasting.request({"prompt": script(tokens=10, token_ms=20), "id": f"r{n}"})
-    lasting.request({"prompt": "x", "id": "probe", "max_tokens": 0})
-    lasting.outcome("probe")
-    mosquitto.save()
-    mosquitto.signal(signal.SIGSTOP)
+    with daemon.engine_held():
+        for n in range(3):
+            lasting.request({"prompt": script(tokens=10), "id": f"r{n}"})
+        lasting.request({"prompt": "x", "id": "probe", "max_tokens": 0})
+        lasting.outcome("probe")
+        mosquitto.save()
+        mosquitto.signal(signal.SIGSTOP)
     until(lambda: len(spent(daemon)) == 3, what="the end of three jobs")
     mosquitto.stop(signal.SIGKILL)
     mosquitto.start()
@@ -370,7 +371,7 @@ def test_a_stream_of_which_deltas_may_be_lost_says_no_more(
     wait_for_deltas(lasting, "lossy", 5)
     mosquitto.save()
     mosquitto.signal(signal.SIGSTOP)
-    time.sleep(0.3)  # what is sent in this time never arrives
+    until(lambda: unread_bytes(mosquitto.port), what="deltas that never arrive")
     mosquitto.stop(signal.SIGKILL)
     mosquitto.start()
     result = lasting.outcome("lossy")
@@ -400,12 +401,14 @@ def test_a_reader_that_stands_still_finds_its_stream_in_order(
 def test_a_retry_while_it_runs_is_answered_where_it_was_asked_from(
     daemon: Daemon, asker: Requester
 ) -> None:
-    request = {"prompt": script(tokens=10, token_ms=50), "id": "retried"}
+    request = {"prompt": script(tokens=10), "id": "retried"}
     inbox = f"{BASE}/client/{asker.name}/second"
     asker.listen(inbox)
-    asker.request(request, correlation=b"1")
-    asker.request(request, correlation=b"2", reply_to=inbox)
-    asker.request(request, correlation=b"1")  # and this one is the first again
+    with daemon.engine_held():
+        asker.request(request, correlation=b"1")
+        asker.request(request, correlation=b"2", reply_to=inbox)
+        asker.request(request, correlation=b"1")  # and this one is the first again
+        asker.ctl("ping")
     asker.outcome("retried")
     asker.wait(lambda h: h.correlation == b"2", 10)
     asker.ask("afterwards")

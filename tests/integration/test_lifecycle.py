@@ -18,7 +18,7 @@ import pytest
 
 from phid.health import KEYS
 from rig import Daemon, DaemonFactory, Mosquitto, child_pids, serving, until
-from wire import BASE, Heard, Requester
+from wire import BASE, PATIENCE, Heard, Requester
 
 pytestmark = pytest.mark.mosquitto
 
@@ -479,7 +479,7 @@ def test_a_deadline_holds_for_an_engine_that_hangs_too(
 ) -> None:
     start_daemon()
     hang = '@script {"tokens": 9, "token_ms": 60, "hang_at": 4}'
-    requester.request({"prompt": hang, "id": "hangs", "deadline_ms": 500})
+    requester.request({"prompt": hang, "id": "hangs", "deadline_ms": 1500})
     result = requester.outcome("hangs", 10)
     assert (result["finish"], result["text"]) == ("deadline", "t1 t2 t3 ")
 
@@ -543,9 +543,9 @@ def test_systemd_is_told_ready_alive_and_stopping(
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(tmp_path / "notify"))
-        notified.settimeout(20)
+        notified.settimeout(20 * PATIENCE)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        monkeypatch.setenv("WATCHDOG_USEC", "1000000")
+        monkeypatch.setenv("WATCHDOG_USEC", "2000000")
         daemon = start_daemon(wait=False)
 
         def told(word: str) -> float:
@@ -557,10 +557,10 @@ def test_systemd_is_told_ready_alive_and_stopping(
         assert daemon.process is not None
         watcher.status("online")
         watcher.request({"prompt": '@script {"hang_at": 0}', "id": "hangs"})
-        beats = [told("WATCHDOG=1") for _ in range(4)]
+        beats = [told("WATCHDOG=1") for _ in range(3)]
         pauses = [later - sooner for sooner, later in pairwise(beats)]
-        assert max(pauses) < 0.9, "a hanging engine must not stop the service's heart"
-        assert sum(pauses) > 0.8
+        assert max(pauses) < 1.9, "a hanging engine must not stop the service's heart"
+        assert sum(pauses) > 1.6
         watcher.cancel("hangs")
         daemon.signal(signal.SIGTERM)
         told("STOPPING=1")
@@ -575,7 +575,7 @@ def test_a_restart_is_no_stop_to_systemd_which_would_end_it(
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(tmp_path / "notify"))
-        notified.settimeout(20)
+        notified.settimeout(20 * PATIENCE)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         start_daemon(wait=False)
         assert notified.recv(4096) == b"READY=1"
@@ -612,7 +612,7 @@ def test_a_setting_that_is_none_ends_the_start_with_the_nearest_name(
 ) -> None:
     daemon = start_daemon(wait=False, limits__backlock="9")
     assert daemon.process is not None
-    assert daemon.process.wait(20) == 78
+    assert daemon.process.wait(20 * PATIENCE) == 78
     assert "PHID_LIMITS__BACKLOG" in daemon.log
 
 

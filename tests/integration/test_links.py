@@ -10,7 +10,7 @@ import pytest
 from cable import Cable
 from integration.test_frames_wire import digits, png
 from rig import Daemon, Mosquitto, until
-from wire import BASE, Requester
+from wire import BASE, PATIENCE, Requester
 
 pytestmark = pytest.mark.mosquitto
 
@@ -34,7 +34,9 @@ def cut_uploads(cable: Cable, requester: Requester, daemon: Daemon) -> None:
     frame = png(640, 480) + bytes(n % 251 for n in range(4 << 20))
     cut: list[bool] = []
     for n in range(3):
-        breaker = threading.Thread(target=lambda: cut.append(cable.cut_within(1 << 20, 20)))
+        breaker = threading.Thread(
+            target=lambda: cut.append(cable.cut_within(1 << 20, 20 * PATIENCE))
+        )
         breaker.start()
         until(lambda: cable.armed)
         requester.publish(

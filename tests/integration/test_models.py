@@ -109,13 +109,21 @@ def test_text_and_frames_are_side_by_side_where_memory_holds_both(
 def test_no_request_is_lost_in_a_switch(start_daemon: DaemonFactory, watcher: Requester) -> None:
     start_daemon(engine__model="a", engine__models='["b?load_ms=500"]', limits__per_client="64")
     script = '@script {"tokens": 5, "token_ms": 10}'
-    ids = [f"r{n}" for n in range(40)]
-    for n, one in enumerate(ids):
-        watcher.request({"id": one, "prompt": script, "stream": "delta"})
-        if n == 10:
-            answer = watcher.ctl("model", action="switch", name="b")
-            assert answer["ok"], answer
+    ids: list[str] = []
+
+    def ask() -> None:
+        ids.append(f"r{len(ids)}")
+        watcher.request({"id": ids[-1], "prompt": script, "stream": "delta"})
         time.sleep(0.03)  # the requests come over the time of the switch
+
+    for _ in range(10):
+        ask()
+    answer = watcher.ctl("model", action="switch", name="b")
+    assert answer["ok"], answer
+    while ("b", "ready") not in models_told(watcher):
+        ask()
+    for _ in range(10):
+        ask()
     outcomes = [watcher.outcome(one) for one in ids]
     assert {o["type"] for o in outcomes} == {"result"}
     assert {o["text"] for o in outcomes} == {"t1 t2 t3 t4 t5 "}

@@ -24,8 +24,8 @@ from phid.prover import SMALL_MODEL, prove, try_out
 from phid.reports import State, state_of
 from phid.selection import SMALL_ANSWER
 from phid.worker import EngineSaid, Worker, WorkerEvent
-from rig import DaemonFactory, child_pids
-from wire import BASE, Requester
+from rig import DaemonFactory, child_pids, until
+from wire import BASE, PATIENCE, Requester
 
 SMALL = Load("genai", "small", str(SMALL_MODEL))
 STATUS, INFO, EVENT = (f"{BASE}/dut/out/{name}" for name in ("status", "info", "event"))
@@ -56,14 +56,15 @@ def test_the_small_model_answers_as_it_did_when_it_was_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "died"), [("load_crash", "was ended by SIGKILL"), ("load_hang", "hung")]
+    ("fault", "died", "limit_s"),
+    [("load_crash", "was ended by SIGKILL", 60.0), ("load_hang", "hung", 4.0)],
 )
-def test_whatever_becomes_of_a_trial_is_an_answer(fault: str, died: str) -> None:
+def test_whatever_becomes_of_a_trial_is_an_answer(fault: str, died: str, limit_s: float) -> None:
     began = time.monotonic()
-    evidence = try_out(Load("scripted", "m", fault), 4, 3.0, lambda _: None)
+    evidence = try_out(Load("scripted", "m", fault), 4, limit_s, lambda _: None)
     assert evidence.died.startswith(died)
     assert evidence.stage == "reading the script"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30  # a hang is one for ever
 
 
 def test_a_provider_that_is_absent_is_known_to_be_within_three_seconds(
@@ -71,7 +72,7 @@ def test_a_provider_that_is_absent_is_known_to_be_within_three_seconds(
 ) -> None:
     task = Prove(SMALL, Wanted(("qnn",), memory=tmp_path / "p.json"))
     took = []
-    for _ in range(2):  # somebody else may have had the CPU
+    for _ in range(4):  # somebody else may have had the CPU
         began = time.monotonic()
         found = prove(task, lambda _: None)
         took.append(time.monotonic() - began)
@@ -92,7 +93,7 @@ def started(worker: Worker, events: queue.SimpleQueue[WorkerEvent]) -> list[str]
     ran = [kind(worker)]
     while worker.state != "ready":
         worker.tick(time.monotonic())
-        event = events.get(timeout=60)
+        event = events.get(timeout=60 * PATIENCE)
         generation = worker._generation
         if isinstance(event, EngineSaid):
             worker.take(event)
@@ -128,7 +129,7 @@ def test_a_proof_comes_before_the_first_engine_and_is_remembered(
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         while worker.state == "ready":
-            event = events.get(timeout=10)
+            event = events.get(timeout=10 * PATIENCE)
             if not isinstance(event, EngineSaid):
                 worker.ended(event, time.monotonic())
         assert started(worker, events) == ["engine"]
@@ -161,9 +162,9 @@ def test_a_prover_that_is_killed_leaves_the_cpu(qnn_installed: None, tmp_path: P
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     try:
-        event = events.get(timeout=10)
+        event = events.get(timeout=10 * PATIENCE)
         while isinstance(event, EngineSaid):
-            event = events.get(timeout=10)
+            event = events.get(timeout=10 * PATIENCE)
         assert worker.ended(event, time.monotonic())
         assert started(worker, events) == ["engine"]
         report = worker.placing.selection.reports[0]  # type: ignore[union-attr]
@@ -178,14 +179,9 @@ def test_the_provers_trials_end_with_it(qnn_installed: None, tmp_path: Path) -> 
     try:
         pid = worker.pid
         assert pid is not None
-        end = time.monotonic() + 20
-        while not (trials := child_pids(pid)) and time.monotonic() < end:
-            time.sleep(0.01)
+        trials = until(lambda: child_pids(pid), what="a trial")
         os.kill(pid, signal.SIGKILL)
-        while any(alive(trial) for trial in trials) and time.monotonic() < end:
-            time.sleep(0.01)
-        assert trials
-        assert not any(alive(trial) for trial in trials)
+        until(lambda: not any(alive(trial) for trial in trials), what="the trials' end")
     finally:
         worker.stop()
 
@@ -217,7 +213,7 @@ def test_the_third_lost_engine_is_the_last_on_its_provider(monkeypatch: pytest.M
             assert (state(worker).name == "degraded") == (len(ran_on) == 4)
             worker.submit(Job("j", (Turn("user", '@script {"crash_at": 0}'),)))
             while worker.state == "ready":
-                event = events.get(timeout=20)
+                event = events.get(timeout=20 * PATIENCE)
                 if not isinstance(event, EngineSaid):
                     worker.ended(event, time.monotonic())
         assert ran_on == ["cuda", "cuda", "cuda", "openvino"]
@@ -225,7 +221,7 @@ def test_the_third_lost_engine_is_the_last_on_its_provider(monkeypatch: pytest.M
         assert started(worker, events) == ["prover", "engine"]
         worker.restart()
         while worker.state == "ready":
-            event = events.get(timeout=20)
+            event = events.get(timeout=20 * PATIENCE)
             if not isinstance(event, EngineSaid):
                 worker.ended(event, time.monotonic())
         assert started(worker, events) == ["engine"]
@@ -267,7 +263,7 @@ def test_a_refusal_by_proof_ends_who_waits(qnn_installed: None, tmp_path: Path) 
     try:
         said = None
         while not isinstance(said, LoadFailed):
-            event = events.get(timeout=20)
+            event = events.get(timeout=20 * PATIENCE)
             assert isinstance(event, EngineSaid)
             said = worker.take(event)
         assert said.code is Code.LOADING

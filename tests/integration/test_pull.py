@@ -26,6 +26,7 @@ from phid.pull import Endurance, Pulled
 from phid.store import StoreError
 from rig import ROOT, until
 from weighty import model_folder
+from wire import PATIENCE
 
 REPO, BELOW = "acme/some-model-onnx", "cpu/int4"
 BUILD = Build(name="some-model", repo=REPO, folder=BELOW, license="MIT")
@@ -109,7 +110,7 @@ def test_nothing_but_the_model_is_asked_for(
 
 
 def test_half_a_model_is_never_seen(hub: Hub, source: Path, models: Path) -> None:
-    hub.rate = 3_000_000
+    hub.rate = 1_000_000
     seen: list[list[str]] = []
     pulling = threading.Thread(target=fetch, args=(models,))
     pulling.start()
@@ -375,7 +376,7 @@ def command(models: Path, hub: Hub, *arguments: str) -> tuple[list[str], dict[st
 def run(models: Path, hub: Hub, *arguments: str) -> subprocess.CompletedProcess[str]:
     words, environment = command(models, hub, *arguments)
     return subprocess.run(
-        words, env=environment, capture_output=True, text=True, timeout=60, check=False
+        words, env=environment, capture_output=True, text=True, timeout=60 * PATIENCE, check=False
     )
 
 
@@ -410,8 +411,8 @@ def test_a_second_puller_waits_and_then_has_it(hub: Hub, source: Path, models: P
     assert second.stderr is not None
     assert second.stderr.readline() == "waiting for another process that works on some-model\n"
     hub.rate = None
-    assert first.wait(60) == 0
-    out, _ = second.communicate(timeout=60)
+    assert first.wait(60 * PATIENCE) == 0
+    out, _ = second.communicate(timeout=60 * PATIENCE)
     assert second.returncode == 0
     assert "some-model is here already" in out
     size = sum(path.stat().st_size for path in source.iterdir())
@@ -447,7 +448,12 @@ def in_mount(models: Path, hub: Hub, script: str, *arguments: str) -> Any:
     models.mkdir(exist_ok=True)
     shell = ["unshare", "--mount", "sh", "-ec", f'{script}; shift; exec "$@"', "sh", str(models)]
     return subprocess.run(
-        [*shell, *words], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [*shell, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60 * PATIENCE,
+        check=False,
     )
 
 

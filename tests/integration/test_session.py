@@ -16,7 +16,7 @@ import pytest
 
 from authority import Authority
 from rig import Daemon, DaemonFactory, Mosquitto, free_port, start_broker, until
-from wire import BASE, Requester
+from wire import BASE, PATIENCE, Requester
 
 pytestmark = pytest.mark.mosquitto
 
@@ -186,7 +186,7 @@ def test_the_alpn_names_that_are_set_are_offered(
             mqtt__ca_file=authority.certificate,
             mqtt__alpn=json.dumps(names),
         )
-        plain.settimeout(20)
+        plain.settimeout(20 * PATIENCE)
         with context.wrap_socket(plain.accept()[0], server_side=True) as secure:
             assert secure.selected_alpn_protocol() == ("mqtt" if names else None)
             assert secure.recv(1) == b"\x10"  # CONNECT
@@ -371,7 +371,7 @@ def test_a_subscription_that_is_refused_is_told(run_daemon: RunDaemon) -> None:
         threading.Thread(target=serve, daemon=True).start()
         daemon = run_daemon(strict.getsockname()[1])
         until(lambda: "the broker refuses us phid/v1/dut/in/#" in daemon.log, what="the word")
-        assert '"state": "degraded"' in daemon.log
+        until(lambda: '"state": "degraded"' in daemon.log, what="the state")
 
 
 def test_a_broker_of_old_is_spoken_to_in_its_own_protocol_from_the_first_try_next_time(
@@ -394,4 +394,4 @@ def test_a_broker_of_old_is_spoken_to_in_its_own_protocol_from_the_first_try_nex
         assert isinstance(broker, subprocess.Popen)
         assert broker.stdin is not None
         broker.stdin.close()
-        broker.wait(10)
+        broker.wait(10 * PATIENCE)

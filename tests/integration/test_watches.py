@@ -24,8 +24,8 @@ from wire import BASE, Requester
 pytestmark = pytest.mark.mosquitto
 
 OUT = f"{BASE}/dut/out/watch"
-# The engine takes 0.4 s for a frame, and answers with the hash of the bytes it was given.
-SLOW = '@script {"see": true, "prefill_ms": 400} {label} at {camera}'
+# The engine takes 0.6 s for a frame, and answers with the hash of the bytes it was given.
+SLOW = '@script {"see": true, "prefill_ms": 600} {label} at {camera}'
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -50,7 +50,8 @@ def digits(payload: bytes) -> str:
 class Camera:
     """Publishes as Frigate does: raw pictures, retained, at QoS 0, so many a second.
 
-    `sent` has, by the first digits of a frame's hash, its number and when it was published.
+    `sent` has, by the first digits of a frame's hash, its number and when it was published, as the
+    clock on the wall has it.
     """
 
     def __init__(self, port: int, topic: str, rate: float, size_bytes: int = 0) -> None:
@@ -77,7 +78,7 @@ class Camera:
         while not self._stopping.wait(max(0, began + number / self._rate - time.monotonic())):
             number += 1
             payload = frame(number, self._size_bytes)
-            self.sent[digits(payload)] = (number, time.monotonic())
+            self.sent[digits(payload)] = (number, time.time())
             self._client.publish(self.topic, payload, retain=True)
 
 
@@ -124,26 +125,26 @@ def test_the_newest_frame_is_answered_and_never_an_old_one(
     start_daemon(**watching(yard(min_interval_s=0)), health__discover_spread_s="0")
     camera = Camera(mosquitto.port, "frigate/porch/person/snapshot", 30)
     with cameras(camera):
-        until(lambda: len(results(listener)) >= 8, what="eight answers")
+        until(lambda: len(results(listener)) >= 6, what="six answers")
     numbers = []
     for heard in results(listener):
         told = heard.json
         assert told["type"] == "watch_result", told
         number, published = camera.sent[told["text"].strip()]
         numbers.append(number)
-        spent_ms = told["timing"]["total_ms"] - told["timing"]["queued_ms"]
-        handed = heard.at - spent_ms / 1000
+        # By the daemon's own word: when we hear of it says more of us.
+        handed = told["ts"] + told["timing"]["queued_ms"] / 1000
         # A frame needs a moment through the broker, and this machine may be busy.
-        newest = max(n for n, at in camera.sent.values() if at <= max(handed - 0.25, published))
+        newest = max(n for n, at in camera.sent.values() if at <= max(handed - 0.4, published))
         assert number >= newest, (number, newest)
-        assert told["timing"]["queued_ms"] < 400  # while the engine was busy it was not there yet
+        assert told["timing"]["queued_ms"] < 600  # while the engine was busy it was not there yet
         assert (told["camera"], told["topic"]) == ("porch", camera.topic)
         assert told["usage"]["image_tokens"] == 313
     assert numbers == sorted(set(numbers))
-    # About twelve frames pass while one is answered.
+    # About eighteen frames pass while one is answered.
     assert numbers[-1] - numbers[0] > 5 * (len(numbers) - 1)
     counts = health(listener)
-    assert counts["watch_answers_total"] >= 8
+    assert counts["watch_answers_total"] >= 6
     assert counts["watch_dropped_total"] > 4 * counts["watch_answers_total"]
     assert counts["watch_frames_total"] >= numbers[-1]
     assert counts["jobs_ok_total"] == 0
@@ -182,6 +183,12 @@ def test_four_cameras_cost_little_while_the_engine_is_busy(
     assert grown_mb < 10
 
 
+def is_looked_at(listener: Requester) -> bool:
+    """Whether the only camera's frames are not all replaced or waiting: one at most waits."""
+    counts = health(listener)
+    return bool(counts["watch_frames_total"] - counts["watch_dropped_total"] >= 2)
+
+
 def test_requests_go_first_and_a_running_watch_gives_way(
     start_daemon: DaemonFactory, mosquitto: Mosquitto, listener: Requester
 ) -> None:
@@ -189,15 +196,13 @@ def test_requests_go_first_and_a_running_watch_gives_way(
     start_daemon(**watching(yard(prompt=long, min_interval_s=0)), health__discover_spread_s="0")
     camera = Camera(mosquitto.port, "frigate/porch/person/snapshot", 30)
     with cameras(camera):
-        time.sleep(1.0)  # a watch of five seconds is being answered
-        began = time.monotonic()
+        until(lambda: is_looked_at(listener), what="a look at the camera")  # of five seconds
         ids = [f"r{n}" for n in range(5)]
         for request_id in ids:
             listener.request({"id": request_id, "prompt": '@script {"prefill_ms": 300}'})
         for request_id in ids:
             assert listener.outcome(request_id)["type"] == "result"
-        assert time.monotonic() - began < 4
-        assert results(listener) == []
+        assert results(listener) == []  # which has not been waited for
         until(lambda: results(listener), what="an answer when no request waits")
     assert health(listener)["watch_yielded_total"] >= 1
 
@@ -283,7 +288,7 @@ def test_a_watch_is_made_changed_kept_over_a_restart_and_deleted_by_command(
 def restart(mosquitto: Mosquitto, daemon: Daemon) -> None:
     with Requester(mosquitto.port) as watcher:
         watcher.listen(f"{BASE}/dut/out/status")
-        watcher.status("online")
+        watcher.online()
 
 
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -355,7 +360,7 @@ def test_several_frames_go_as_one_question(
     start_daemon: DaemonFactory, mosquitto: Mosquitto, listener: Requester
 ) -> None:
     quick = '@script {"see": true}'
-    start_daemon(**watching(yard(prompt=quick, frames=3, every_s=0.3, min_interval_s=0.2)))
+    start_daemon(**watching(yard(prompt=quick, frames=3, every_s=0.8, min_interval_s=0.2)))
     camera = Camera(mosquitto.port, "frigate/porch/person/snapshot", 30)
     with cameras(camera):
         until(lambda: len(results(listener)) >= 4)
@@ -366,7 +371,8 @@ def test_several_frames_go_as_one_question(
         assert len(seen) == 3
         for (first, published), (second, later) in pairwise(seen):
             assert first < second
-            assert later - published > 0.2
+            # As they arrive they are 0.8 s apart, and each may have been on its way for a moment.
+            assert later - published > 0.4
 
 
 def test_two_watches_see_the_same_frame_and_each_of_them_once(
@@ -397,6 +403,7 @@ def test_after_the_broker_was_restarted_the_cameras_are_heard_again(
     with Requester(mosquitto.port) as fresh:
         fresh.listen(f"{OUT}/#")
         assert fresh.wait(lambda h: h.topic == f"{OUT}/yard").json["state"] == "on"
+        fresh.ctl("ping")  # it is answered after the cameras are subscribed to
         fresh.publish("frigate/porch/person/snapshot", frame(9))
         told = fresh.wait(lambda h: h.topic == f"{OUT}/yard/result").json
         assert told["text"].strip() == digits(frame(9))

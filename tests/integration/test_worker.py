@@ -16,6 +16,7 @@ import pytest
 from phid import channel, worker
 from phid.jobs import Job, Load, Sampling, Turn
 from phid.worker import EngineEnded, EngineSaid, Worker, WorkerEvent
+from wire import PATIENCE
 
 
 def test_an_engine_that_ends_before_anybody_listens_is_noticed(
@@ -33,7 +34,7 @@ def test_an_engine_that_ends_before_anybody_listens_is_noticed(
         events: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
         engine = Worker(Load("scripted", "m", ""), events.put, restart_max_s=1)
         engine.start()
-        ended = events.get(timeout=10)
+        ended = events.get(timeout=10 * PATIENCE)
         assert isinstance(ended, EngineEnded)
         assert ended.returncode == 7
         assert engine.ended(ended, 0.0)
@@ -57,7 +58,7 @@ def leaked() -> Iterator[tuple[Worker, queue.SimpleQueue[WorkerEvent]]]:
 
 def until_free(engine: Worker, events: queue.SimpleQueue[WorkerEvent]) -> None:
     while not engine.free:
-        said = events.get(timeout=10)
+        said = events.get(timeout=10 * PATIENCE)
         assert isinstance(said, EngineSaid)
         engine.take(said)
 
@@ -76,7 +77,7 @@ def test_an_engine_that_is_being_recycled_is_given_no_job(
     engine.tick(now + 4.2, quiet=True)
     assert not engine.free
     assert engine.recycling is not None
-    ended = events.get(timeout=10)
+    ended = events.get(timeout=10 * PATIENCE)
     assert isinstance(ended, EngineEnded)
     assert engine.ended(ended, now)
     assert (engine.failure, engine.retry_at) == (None, now)
@@ -97,7 +98,7 @@ def test_pauses_grow_only_while_starts_fail(
     for _ in range(4):
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
-        while not isinstance(ended := events.get(timeout=10), EngineEnded):
+        while not isinstance(ended := events.get(timeout=10 * PATIENCE), EngineEnded):
             pass
         assert engine.ended(ended, 100.0)
         pauses.append((engine.retry_at or 0.0) - 100)
