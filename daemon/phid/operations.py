@@ -192,18 +192,13 @@ class Operations:
 
 def intake_of(settings: Settings) -> Intake:
     """What reads messages under these settings."""
-    limits, vision = settings.limits, settings.vision
+    limits = settings.limits
     return Intake(
         settings.topics,
         payload_bytes=limits.payload_bytes,
         max_tokens=limits.max_tokens,
         deadline_ms=limits.deadline_ms,
         frame_bytes=limits.frame_bytes,
-        pictures=PictureLimits(
-            count=vision.max_images,
-            image_bytes=vision.image_bytes,
-            pixels=vision.max_pixels,
-            side=vision.max_side,
-        ),
+        pictures=PictureLimits.of(settings.vision),
         reply_allow=settings.mqtt.reply_allow,
     )
