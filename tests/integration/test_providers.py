@@ -151,7 +151,7 @@ def test_what_was_proven_holds_a_warm_start_up_by_less_than_50_ms(
         began = time.perf_counter()
         assert worker.placing.settle() is None
         took.append(time.perf_counter() - began)
-    print(took)  # for the figure in ARCHITECTURE
+    print(took)  # for the figure in FIGURES.md
     assert min(took) < 0.05, took
 
 
