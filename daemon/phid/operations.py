@@ -22,6 +22,13 @@ from phid.messages import ReloadEvent
 from phid.requests import ModelCommand, WatchCommand
 from phid.settings import Settings, SettingsError
 
+# Settings that a reload takes over while running; the rest needs a restart.
+_LIVE = (
+    *("limits.", "control.", "health.", "log.", "stream.", "watches"),
+    *("vision.max", "vision.camera", "vision.image", "vision.parts"),
+    *("mqtt.reply_allow", "engine.keep_alive_s"),
+)
+
 RESTART_STATUS = -1
 """The exit status when the service is to be started anew by its caller."""
 
@@ -140,8 +147,10 @@ class Operations:
             self._tell_of_reload(ok=False, reason=str(error))
             raise Refused(Code.BAD_REQUEST, str(error)) from None
         changed = settings_module.differences(self.settings, fresh)
-        later = [name for name in changed if not reports.is_live(name)]
-        self.settings = settings_module.merge(self.settings, fresh, reports.is_live)
+        later = [name for name in changed if not name.startswith(_LIVE)]
+        self.settings = settings_module.merge(
+            self.settings, fresh, lambda name: name.startswith(_LIVE)
+        )
         self.intake = intake_of(self.settings)
         self._configure_log(self.settings.log.level)
         self._desk.configure(self.settings)
