@@ -7,11 +7,13 @@ import binascii
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from phid import images, requests
 from phid.errors import Code, Failure, Refused
 from phid.jobs import Image
 from phid.requests import Detail, ImageRef, Request
+from phid.sections import Vision
 
 # What a frame in JSON may have beside the picture.
 _JSON_BYTES = 65_536
@@ -26,6 +28,11 @@ class PictureLimits:
     image_bytes: int = images.MAX_BYTES
     pixels: int = images.MAX_PIXELS
     side: int = images.MAX_SIDE
+
+    @classmethod
+    def of(cls, vision: Vision) -> Self:
+        """Those that the settings name."""
+        return cls(vision.max_images, vision.image_bytes, vision.max_pixels, vision.max_side)
 
 
 @dataclass(frozen=True, slots=True)

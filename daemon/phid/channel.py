@@ -19,11 +19,14 @@ if sys.platform == "win32":
 else:
     from multiprocessing.connection import Connection
 
-__all__ = ["ENGINE", "Connection", "arrival", "inherited", "spawn"]
+__all__ = ["ENGINE", "PROVER", "TRIAL", "Connection", "arrival", "close", "inherited", "spawn"]
 
 ENGINE = (sys.executable, "-m", "phid.engine")
 """The command of an engine, on the interpreter that runs this."""
-
+PROVER = (sys.executable, "-m", "phid.prover")
+"""That of a prover, which takes an engine's place."""
+TRIAL = (sys.executable, "-m", "phid.trial")
+"""That of a trial, which a prover starts."""
 
 _VARIABLE = "PHID_CHANNEL"
 
@@ -63,6 +66,14 @@ def spawn(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
     finally:
         theirs.close()
     return child, ours
+
+
+def close(child: subprocess.Popen[bytes], connection: Connection) -> None:
+    """Close every descriptor that a child which has ended leaves here."""
+    connection.close()
+    for pipe in (child.stdin, child.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def inherited() -> Connection:

@@ -152,21 +152,7 @@ exit status:
     ask.add_parser(commands, [shared, wire, device])
     fleet.add_parser(commands, [shared, wire])
     doctor.add_parser(commands, [shared, wire, device])
-
-    configs = commands.add_parser("config", help="show and check the settings")
-    config_commands = configs.add_subparsers(required=True, metavar="COMMAND")
-    show = config_commands.add_parser(
-        "show",
-        parents=[shared, wire, device],
-        help="every setting in force, and where it comes from",
-    )
-    show.add_argument("--json", action="store_true", help="as a JSON object")
-    show.set_defaults(command=_config_show)
-    check = config_commands.add_parser(
-        "check", parents=[shared], help=f"name every mistake; exit status {exits.CONFIG} if any"
-    )
-    check.set_defaults(command=_config_check)
-
+    _add_config(commands, shared, [wire, device])
     shelf.add_parser(commands, [shared])
     acl.add_parser(commands, [shared])
 
@@ -178,3 +164,21 @@ exit status:
     )
     broker.set_defaults(command=_broker)
     return parser
+
+
+def _add_config(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    shared: argparse.ArgumentParser,
+    over: list[argparse.ArgumentParser],
+) -> None:
+    configs = commands.add_parser("config", help="show and check the settings")
+    below = configs.add_subparsers(required=True, metavar="COMMAND")
+    show = below.add_parser(
+        "show", parents=[shared, *over], help="every setting in force, and where it comes from"
+    )
+    show.add_argument("--json", action="store_true", help="as a JSON object")
+    show.set_defaults(command=_config_show)
+    check = below.add_parser(
+        "check", parents=[shared], help=f"name every mistake; exit status {exits.CONFIG} if any"
+    )
+    check.set_defaults(command=_config_check)

@@ -21,7 +21,7 @@ _SILENCE_S = 5.0
 
 
 class ClipError(ValueError):
-    """No frames can be had: why, and what to do."""
+    """No frames can be had; the message says of what, and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,10 +132,7 @@ class Crew:
 
     def name_for(self, asked: str | None, *, pictures: bool) -> str:
         """The model that answers. Raises Refused where a request names one that is not here."""
-        name = asked or self._defaults["frame" if pictures else "text"]
-        if name not in self._members:
-            raise Refused(Code.NOT_FOUND, "no such model here: see out/info", field="model")
-        return name
+        return self._named(asked or self._defaults["frame" if pictures else "text"]).model.name
 
     def check(self, asked: str | None, *, pictures: bool) -> None:
         """Raises Refused where no engine of ours will ever answer such a request."""
@@ -249,9 +246,7 @@ class Crew:
 
     def unload(self, name: str, now: float) -> None:
         """End its engine when it has nothing to do, until somebody wants it again."""
-        member = self._members.get(name)
-        if member is None:
-            raise Refused(Code.NOT_FOUND, "no such model here: see out/info", field="model")
+        member = self._named(name)
         member.pinned, member.ordered, member.leaving = False, False, "unloaded by command"
         self.tick(now)
 
@@ -317,9 +312,14 @@ class Crew:
     def _pinned_loaded(self) -> Iterator[_Member]:
         return (member for member in self._pinned() if member.takes_memory)
 
+    def _named(self, name: str | None) -> _Member:
+        member = self._members.get(name or "")
+        if member is None:
+            raise Refused(Code.NOT_FOUND, "no such model here: see out/info", field="model")
+        return member
+
     def _join(self, model: Model) -> _Member:
-        member = _Member(model, self._hire(model.load))
-        self._members[model.name] = member
+        member = self._members[model.name] = _Member(model, self._hire(model.load))
         return member
 
     def _known(self, name: str) -> _Member:

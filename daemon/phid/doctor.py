@@ -121,8 +121,8 @@ def examine(asked: Asked, where: Whereabouts) -> list[Verdict]:
         reached = reaching.result()
     verdicts[2:2] = [reached.broker, reached.daemon]
     load = _default(settings)
-    memory = _tried("memory", lambda: [_memory(settings, load, reached)])
-    whole = not any(v.verdict == "bad" for v in [*memory, *verdicts] if v.name in _FOR_ENGINE)
+    room = _tried("memory", lambda: [_memory(settings, load, reached)])
+    whole = not any(v.verdict == "bad" for v in [*room, *verdicts] if v.name in _FOR_ENGINE)
     late = time.monotonic() + asked.wait_s
     provider = _tried(
         "provider", lambda: [where.find(settings, load if whole else None, reached, late)]
@@ -132,7 +132,7 @@ def examine(asked: Asked, where: Whereabouts) -> list[Verdict]:
         "engine",
         lambda: [_engine(placed, reached, where, whole=whole, wait_s=asked.wait_s)],
     )
-    return [*verdicts, *memory, *provider, *engine]
+    return [*verdicts, *room, *provider, *engine]
 
 
 def _default(settings: Settings) -> Load | None:

@@ -78,13 +78,7 @@ def result(
         provider=provider,
         text=event.text,
         finish=event.finish,
-        usage=UsageReport(
-            prompt_tokens=usage.prompt_tokens,
-            image_tokens=usage.image_tokens,
-            cached_tokens=usage.cached_tokens,
-            output_tokens=usage.output_tokens,
-            crops=usage.crops,
-        ),
+        usage=UsageReport.of(usage),
         timing=Timing(
             queued_ms=round(aged_ms),
             prefill_ms=round(event.prefill_ms),

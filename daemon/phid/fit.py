@@ -17,7 +17,7 @@ LEAST_TOKENS_S = 3.0
 CONTEXT = 2048
 """The tokens of prompt and answer that memory is reckoned for, where nobody says another number."""
 
-# Measured on twins of Phi-3.5-mini's geometry and on SmolLM2 (see ARCHITECTURE): of the bandwidth
+# Measured on twins of Phi-3.5-mini's geometry and on SmolLM2 (see FIGURES.md): of the bandwidth
 # that plain reading has, int4 decoding gets so much, and a layer costs so much beside its weights.
 _SHARE = 0.62
 _LAYER_S = 0.11e-3

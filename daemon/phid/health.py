@@ -1,4 +1,4 @@
-"""The numbers that fleets watch: counted here, sampled here. psutil's one home."""
+"""The numbers that fleets watch: counted here, sampled here."""
 
 from __future__ import annotations
 

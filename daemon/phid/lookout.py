@@ -52,8 +52,7 @@ class Lookout:
     """Runs the watches of the roster. Owner thread only; never waits.
 
     `cameras` and `gallery` are where the network's thread puts the frames: for watches, and for
-    requests that name a camera. `minute` tells the minute of the day,
-    for quiet hours.
+    requests that name a camera. `minute` tells the minute of the day, for quiet hours.
     """
 
     def __init__(
@@ -91,12 +90,7 @@ class Lookout:
     def configure(self, settings: Settings) -> None:
         """Take over the watches and the limits of these settings."""
         vision = settings.vision
-        self._limits = PictureLimits(
-            count=vision.max_images,
-            image_bytes=vision.image_bytes,
-            pixels=vision.max_pixels,
-            side=vision.max_side,
-        )
+        self._limits = PictureLimits.of(vision)
         self._max_tokens = settings.limits.max_tokens
         self.cameras.room_bytes = settings.limits.backlog_bytes
         self.gallery.rules = Rules(

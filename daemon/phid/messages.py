@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic_core import from_json
 
 from phid.errors import Code, Failure
-from phid.jobs import Finish
+from phid.jobs import Finish, Usage
 
 VERSION = 1
 
@@ -44,6 +45,11 @@ class UsageReport(_Told):
     cached_tokens: int = 0
     output_tokens: int
     crops: int = Field(0, description="What the pictures were cut into, beside their global views.")
+
+    @classmethod
+    def of(cls, usage: Usage) -> Self:
+        """The engine's own counts."""
+        return cls(**asdict(usage))
 
 
 class Timing(_Told):

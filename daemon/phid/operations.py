@@ -22,6 +22,13 @@ from phid.messages import ReloadEvent
 from phid.requests import ModelCommand, WatchCommand
 from phid.settings import Settings, SettingsError
 
+# Settings that a reload takes over while running; the rest needs a restart.
+_LIVE = (
+    *("limits.", "control.", "health.", "log.", "stream.", "watches"),
+    *("vision.max", "vision.camera", "vision.image", "vision.parts"),
+    *("mqtt.reply_allow", "engine.keep_alive_s"),
+)
+
 RESTART_STATUS = -1
 """The exit status when the service is to be started anew by its caller."""
 
@@ -140,8 +147,10 @@ class Operations:
             self._tell_of_reload(ok=False, reason=str(error))
             raise Refused(Code.BAD_REQUEST, str(error)) from None
         changed = settings_module.differences(self.settings, fresh)
-        later = [name for name in changed if not reports.is_live(name)]
-        self.settings = settings_module.merge(self.settings, fresh, reports.is_live)
+        later = [name for name in changed if not name.startswith(_LIVE)]
+        self.settings = settings_module.merge(
+            self.settings, fresh, lambda name: name.startswith(_LIVE)
+        )
         self.intake = intake_of(self.settings)
         self._configure_log(self.settings.log.level)
         self._desk.configure(self.settings)
@@ -192,18 +201,13 @@ class Operations:
 
 def intake_of(settings: Settings) -> Intake:
     """What reads messages under these settings."""
-    limits, vision = settings.limits, settings.vision
+    limits = settings.limits
     return Intake(
         settings.topics,
         payload_bytes=limits.payload_bytes,
         max_tokens=limits.max_tokens,
         deadline_ms=limits.deadline_ms,
         frame_bytes=limits.frame_bytes,
-        pictures=PictureLimits(
-            count=vision.max_images,
-            image_bytes=vision.image_bytes,
-            pixels=vision.max_pixels,
-            side=vision.max_side,
-        ),
+        pictures=PictureLimits.of(settings.vision),
         reply_allow=settings.mqtt.reply_allow,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
-from phid.providers import ALL, PROVIDERS
+from phid.providers import PROVIDERS
 
 Installed = Callable[[str], str | None]
 """A distribution's version; None if it is not there."""
@@ -86,11 +86,6 @@ def missing(provider: str, installed: Installed = installed) -> tuple[str, ...]:
     sets = PROVIDERS[provider].packages
     lacks = [tuple(name for name in names if not installed(name)) for names in sets]
     return min(lacks, key=len)
-
-
-def present(installed: Installed = installed) -> tuple[str, ...]:
-    """The providers whose packages are installed."""
-    return tuple(p.name for p in ALL if not missing(p.name, installed))
 
 
 def profiles_runs(installed: Installed = installed) -> bool:

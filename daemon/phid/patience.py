@@ -90,11 +90,6 @@ class Patience:
         return silent_s if self.phase != "idle" and silent_s > self._limit_s else None
 
     @property
-    def due_at(self) -> float | None:
-        """When its silence will be too long."""
-        return None if self.phase == "idle" else self._since + self._limit_s
-
-    @property
     def _prefill_s(self) -> float:
         if not self._token_s:
             return _FIRST_PREFILL * self._floor_s

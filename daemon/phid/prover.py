@@ -23,16 +23,12 @@ from phid.proofs import Evidence, Prove, Proved, Selection, Stage, Tried, Try
 from phid.proven import Proven, Surroundings
 from phid.providers import CPU, PROVIDERS
 
-COMMAND = (sys.executable, "-m", "phid.prover")
-"""The command of a prover, on the interpreter that runs this."""
-
 SMALL_MODEL = Path(__file__).parent / "small_model"
-"""A Llama of two tiny layers: the kernels that a phi or llama takes, in 300 kB."""
+"""A Llama of two tiny layers: the kernels that a phi or llama takes, in 100 kB."""
 
 PROMPT = "Count from one to ten."
 TOKENS, SMALL_TOKENS = 16, len(selection.SMALL_ANSWER)
 
-_TRIAL = (sys.executable, "-m", "phid.trial")
 # A provider may compile its kernels at its first start, for a minute and more.
 _PROBE_S = 90.0
 _CHECK_S, _BYTES_PER_S = 120.0, 20e6
@@ -109,7 +105,7 @@ class _Attempts:
 
 def try_out(load: Load, tokens: int, limit_s: float, report: Callable[[Loading], None]) -> Evidence:
     """Run one trial in a process of its own, for so long at most; what it left behind."""
-    process, connection = channel.spawn(_TRIAL)
+    process, connection = channel.spawn(channel.TRIAL)
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     reader = threading.Thread(target=_read, args=(process, tail), daemon=True)
     reader.start()
@@ -122,9 +118,7 @@ def try_out(load: Load, tokens: int, limit_s: float, report: Callable[[Loading],
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_KILLED_S)
             reader.join(1.0)
-            for pipe in (process.stdin, process.stderr):
-                if pipe is not None:
-                    pipe.close()
+            channel.close(process, connection)
 
 
 def _follow(

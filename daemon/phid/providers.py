@@ -113,9 +113,6 @@ def canonical(word: str) -> str:
     raise ValueError(f"{word!r} is no provider{nearest}")
 
 
-ALL = tuple(PROVIDERS.values())
-
-
 def of_kernels(kernels: str) -> str:
     """Our name for what a trace's event calls its provider; one we do not know keeps its own."""
     return _BY_KERNELS.get(kernels, kernels.removesuffix("ExecutionProvider").lower())

@@ -8,7 +8,7 @@ from phid.proofs import Evidence
 from phid.providers import PROVIDERS
 
 _LIBRARY = re.compile(r"(lib[\w.+-]+\.so[.\d]*): cannot open shared object file")
-_JETSON = "a wheel built for this JetPack: see README, Providers, Jetson"
+_JETSON = "a wheel built for this JetPack: see README, On a Jetson"
 # What native libraries say, with what it means; the first that is found is told.
 _MEANINGS: tuple[tuple[str, str, str], ...] = (
     (

@@ -28,22 +28,6 @@ _RETRY_MS = 5000
 
 StateName = Literal["loading", "online", "degraded", "paused", "draining", "offline"]
 
-# Settings that a reload takes over while running; the rest needs a restart.
-_LIVE = (
-    "limits.",
-    "control.",
-    "vision.max",
-    "vision.camera",
-    "vision.image",
-    "vision.parts",
-    "health.",
-    "log.",
-    "stream.",
-    "mqtt.reply_allow",
-    "engine.keep_alive_s",
-    "watches",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -51,11 +35,6 @@ class State:
 
     name: StateName
     reason: str | None = None
-
-
-def is_live(name: str) -> bool:
-    """True for a setting that a reload takes over."""
-    return name.startswith(_LIVE)
 
 
 def state_of(

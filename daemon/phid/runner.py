@@ -69,7 +69,6 @@ class Runner:
             worker,
             handed=now,
         )
-        # Nobody is told more often than a delta is due: half of that keeps a delta fresh.
         # Nobody is told more often than a delta is due.
         gather_s = self.delta_interval_s
         job = replace(ticket.job, budget_s=ticket.deadline - now, gather_s=gather_s)

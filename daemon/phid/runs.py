@@ -62,13 +62,7 @@ class Run:
             provider=facts.provider if facts else "unknown",
             text=text,
             finish=finish,
-            usage=UsageReport(
-                prompt_tokens=usage.prompt_tokens,
-                image_tokens=usage.image_tokens,
-                cached_tokens=usage.cached_tokens,
-                output_tokens=usage.output_tokens,
-                crops=usage.crops,
-            ),
+            usage=UsageReport.of(usage),
             timing=Timing(
                 queued_ms=round((self.handed - ticket.arrived) * 1000),
                 prefill_ms=round(prefill_ms),

@@ -23,6 +23,7 @@ from phid import (
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Load, Loading
 from phid.providers import PROVIDERS, UNKNOWN
+from phid.soundness import CONFIG
 
 # The only switch that turns off all of its telemetry, and only before the import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -34,7 +35,6 @@ from phid.text import TextRuntime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CONFIG = "genai_config.json"
 _GRAPHS = ("decoder", "vision", "embedding")
 # Tokens of the warm-up: those whose kernels are looked at, and those that are timed (for at most
 # so long: on a small board a token of a large model takes a quarter of a second).
@@ -61,17 +61,10 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     if not PROVIDERS[load.provider].own_memory:
         memory.check(estimate, load.memory_bytes)
     count = load.threads or threads.usable_cpus()
-    og_config = og.Config(str(folder))
-    # Left alone, the runtime takes one thread on some machines and all of them on others.
-    options: dict[str, Any] = {"intra_op_num_threads": count}
-    if load.profile:
-        options["enable_profiling"] = load.profile
-    sessions = {graph: {"session_options": options} for graph in _GRAPHS if graph in config}
-    og_config.overlay(json.dumps({"model": sessions}))
-    execution.place(og_config, load)
+    native = _native_config(load, config, count)
     report(Loading("loading the model"))
     try:
-        model = og.Model(og_config)
+        model = og.Model(native)
         tokenizer = og.Tokenizer(model)
         report(Loading("warming up"))
         warm = _warm_up(model, tokenizer, config)
@@ -104,6 +97,19 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     eye = Eye(model, tokenizer, stock=load.processor == "stock")
     facts = replace(facts, crops_padded=eye.views > 0, load_ms=_since_ms(began_s))
     return VisionRuntime(model, tokenizer, tokens, load, facts, eye)
+
+
+def _native_config(load: Load, config: dict[str, Any], count: int) -> Any:
+    """The model's own configuration, with what `load` says put over it."""
+    native = og.Config(load.path)
+    # Left alone, the runtime takes one thread on some machines and all of them on others.
+    options: dict[str, Any] = {"intra_op_num_threads": count}
+    if load.profile:
+        options["enable_profiling"] = load.profile
+    sessions = {graph: {"session_options": options} for graph in _GRAPHS if graph in config}
+    native.overlay(json.dumps({"model": sessions}))
+    execution.place(native, load)
+    return native
 
 
 def _since_ms(began_s: float) -> int:

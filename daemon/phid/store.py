@@ -260,7 +260,7 @@ def remove(models_dir: Path, name: str, progress: Progress, *, forget: bool) -> 
     drops that too. Raises StoreError.
     """
     if not is_name(name):
-        raise StoreError(f"{name!r} is no model's name")
+        raise StoreError(f"{name!r} is no model's name: `phid models list` has those that are here")
     folder = models_dir / name
     leftovers = [models_dir / f".{name}{end}" for end in (".part", ".old", ".import")]
     record = record_path(models_dir, name)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Literal
 
 from phid import channel, log, memory
@@ -46,8 +44,6 @@ _HOPELESS_AFTER = 4
 # A client that asks one thing after another leaves shorter gaps than this.
 _QUIET_S = 2.0
 _MIB = 1 << 20
-_ENGINE = (sys.executable, "-m", "phid.engine")
-_PROVER = (sys.executable, "-m", "phid.prover")
 # Of all workers: what an engine says is of one of them.
 _generations = itertools.count(1)
 _log = log.get("worker")
@@ -147,7 +143,8 @@ class Worker:
             self._refuse(refusal)
             return
         self._proving = prove is not None
-        self._child = _Child(self._generation, self._post, _PROVER if prove else _ENGINE)
+        command = channel.PROVER if prove else channel.ENGINE
+        self._child = _Child(self._generation, self._post, command)
         self._child.send(prove or self.placing.place(self.load))
         if not self._proving:  # a prover has clocks of its own for what it tries
             self._patience.loading(time.monotonic())
@@ -374,7 +371,7 @@ class _Child:
         returncode = self._process.wait()
         self._commands.put(None)
         self._threads[2].join(1.0)  # for its last words
-        close_all(self._process, self._connection)
+        channel.close(self._process, self._connection)
         self._post(EngineEnded(self._generation, returncode, tuple(self._tail)))
 
     def _read_output(self) -> None:
@@ -383,11 +380,3 @@ class _Child:
             text = line.decode("utf-8", "replace").rstrip()[:500]
             self._tail.append(text)
             _log.info("engine_output", pid=self.pid, text=text)
-
-
-def close_all(process: subprocess.Popen[bytes], connection: Connection) -> None:
-    """Close every descriptor that an ended engine has left."""
-    connection.close()
-    for pipe in (process.stdin, process.stderr):
-        if pipe is not None:
-            pipe.close()

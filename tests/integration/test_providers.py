@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from contract.subjects import EngineProcess
-from phid import packages, prover
-from phid import worker as worker_module
+from phid import channel, packages, prover
 from phid.crew import Crew
 from phid.errors import Code
 from phid.jobs import Job, Load, LoadFailed, Ready, Sampling, Turn
@@ -152,7 +151,7 @@ def test_what_was_proven_holds_a_warm_start_up_by_less_than_50_ms(
         began = time.perf_counter()
         assert worker.placing.settle() is None
         took.append(time.perf_counter() - began)
-    print(took)  # for the figure in ARCHITECTURE
+    print(took)  # for the figure in FIGURES.md
     assert min(took) < 0.05, took
 
 
@@ -199,7 +198,7 @@ connection.send(Proved(Selection(task.wanted.providers, name, (report,))))
 
 
 def test_the_third_lost_engine_is_the_last_on_its_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_PROVER", (sys.executable, "-c", YES))
+    monkeypatch.setattr(channel, "PROVER", (sys.executable, "-c", YES))
     monkeypatch.setattr(packages, "installed", lambda _name: "1.0")
     events: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
     wanted = Wanted(("cuda", "openvino"))

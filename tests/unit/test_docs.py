@@ -8,6 +8,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from phid import settings
 from phid.control import VERBS
 from phid.errors import Code
@@ -58,6 +60,55 @@ def test_the_readmes_model_of_ones_own_is_taken() -> None:
 def test_the_architecture_lists_every_health_key() -> None:
     rows = table(ROOT / "daemon" / "ARCHITECTURE.md", "health keys")
     assert rows == [[f"`{key}`", meaning] for key, meaning in KEYS.items()]
+
+
+def test_the_architecture_has_a_place_for_every_module() -> None:
+    rows = table(ROOT / "daemon" / "ARCHITECTURE.md", "modules")
+    placed = [name for row in rows for name in re.findall(r"`(\w+)`", row[1])]
+    there = {path.stem for path in (ROOT / "daemon" / "phid").glob("[a-z]*.py")}
+    assert sorted(placed) == sorted(there), "each stands there once"
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "daemon").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(
+        r"`(?:pytest )?((?:scripts|tests|config|systemd|daemon)/[\w./-]+)", text
+    ):
+        assert (ROOT / name).exists(), name
+    for link, part in re.findall(r"\]\((?!http)([^)#]*)(?:#([\w-]*))?\)", text):
+        target = (page.parent / link).resolve() if link else page
+        assert target.exists(), link
+        if part:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert part in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+def test_each_figure_has_a_command_that_can_be_given() -> None:
+    scripts = "".join(
+        path.read_text(errors="replace")
+        for path in (ROOT / "scripts").rglob("*")
+        if path.is_file() and path.suffix in ("", ".py") and ".mypy_cache" not in path.parts
+    )
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for figure, command, measured, _ in table(ROOT / "daemon" / "FIGURES.md", "figures"):
+        assert "`" in command, figure
+        assert re.search(r"\d", measured), figure
+        for line in re.findall(r"`([^`]*scripts/[^`]*)`", command):
+            for option in re.findall(r"--[\w-]+", line):
+                assert option in scripts, f"{figure}: {option}"
+        for chosen in re.findall(r"pytest [^`]*-k (\w+)", command):
+            assert re.search(rf"def test_\w*{chosen}", tests), f"{figure}: {chosen}"
+
+
+def test_a_decision_is_one_line_with_its_date_and_its_reason() -> None:
+    lines = (ROOT / "daemon" / "DECISIONS.md").read_text().splitlines()
+    for line in lines[3:]:
+        if line and not line.startswith("## "):
+            assert re.match(r"- \d{4}-\d\d-\d\d \*\*.+?\*\*.{20,}", line), line
 
 
 def test_the_readme_lists_every_code_and_verb() -> None:
