@@ -6,11 +6,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
-from rig import Daemon, DaemonFactory, Mosquitto
+from rig import ROOT, Daemon, DaemonFactory, Mosquitto
 from wire import BASE, Requester
 
 # How long an example takes says more about the machine than about the code.
@@ -18,6 +19,48 @@ hypothesis.settings.register_profile(
     "phid", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("phid")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--measuring",
+        choices=["too", "no", "only"],
+        default="too",
+        help="whether tests marked 'measures' run: scripts/test has the others run side by side",
+    )
+
+
+# With -n 2 one worker begins at this list's beginning, where real models run on as many threads as
+# there are cores, and the other at its end, where most of a test is waiting; they meet in between.
+FOLDERS = ("contract", "acceptance", "unit", "integration")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker whole files, for many share a daemon among their tests."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class FromBothEnds(LoadFileScheduling):
+        def _assign_work_unit(self, node: Any) -> None:
+            if node is not self.nodes[0]:
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
+
+    config.option.loadscopereorder = False
+    return FromBothEnds(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what --measuring says."""
+    items.sort(key=lambda item: FOLDERS.index(item.path.relative_to(ROOT / "tests").parts[0]))
+    wanted = config.getoption("--measuring")
+    if wanted != "too":
+        kept, left = [], []
+        for item in items:
+            is_asked_for = (item.get_closest_marker("measures") is None) == (wanted == "no")
+            (kept if is_asked_for else left).append(item)
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def mended(ran: Ran) -> None:
 # All is well.
 
 
+@pytest.mark.measures
 @pytest.mark.mosquitto
 def test_all_is_well_within_three_seconds(
     start_daemon: DaemonFactory, mosquitto: Mosquitto
@@ -140,6 +141,7 @@ def test_people_get_lines_with_what_mends(mosquitto: Mosquitto) -> None:
 # The broker, and the daemon behind it.
 
 
+@pytest.mark.measures
 def test_nothing_is_well_within_ten_seconds(tmp_path: Path) -> None:
     (tmp_path / "models" / "broken").mkdir(parents=True)
     ran = doctor(
@@ -160,6 +162,7 @@ def test_nothing_is_well_within_ten_seconds(tmp_path: Path) -> None:
     assert ran.seconds < ILL_S
 
 
+@pytest.mark.measures
 def test_no_broker() -> None:
     ran = doctor(free_port())
     assert ran.verdict("broker")["says"].startswith("no broker at 127.0.0.1:")
@@ -168,6 +171,7 @@ def test_no_broker() -> None:
     assert ran.seconds < ILL_S
 
 
+@pytest.mark.measures
 def test_a_broker_that_takes_the_connection_and_says_nothing() -> None:
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
@@ -196,6 +200,7 @@ def test_a_broker_that_refuses_us(tmp_path: Path) -> None:
     mended(ran)
 
 
+@pytest.mark.measures
 @pytest.mark.mosquitto
 @pytest.mark.parametrize(
     ("what", "says"),
@@ -238,6 +243,7 @@ def test_a_certificate_that_is_not_to_be_trusted(
     assert ran.seconds < ILL_S
 
 
+@pytest.mark.measures
 @pytest.mark.parametrize("kind", ["rumqttd 5", "rumqttd 3.1.1"])
 def test_a_broker_of_one_protocol(tmp_path: Path, kind: str) -> None:
     from acceptance.test_brokers import start_broker
@@ -260,6 +266,7 @@ def test_a_broker_of_one_protocol(tmp_path: Path, kind: str) -> None:
     assert ran.seconds < ILL_S
 
 
+@pytest.mark.measures
 @pytest.mark.mosquitto
 def test_a_broker_without_our_daemon(mosquitto: Mosquitto) -> None:
     ran = doctor(mosquitto.port)
@@ -282,6 +289,7 @@ def test_a_daemon_that_is_gone(
     assert "phid run" in ran.verdict("daemon")["mend"]
 
 
+@pytest.mark.measures
 @pytest.mark.mosquitto
 def test_a_daemon_that_hangs(start_daemon: DaemonFactory, mosquitto: Mosquitto) -> None:
     daemon = start_daemon()

@@ -218,6 +218,7 @@ def digits(cases: ModuleType, folder: Path) -> dict[str, Path]:
     return shot
 
 
+@pytest.mark.measures
 def test_a_watch_at_30_frames_a_second_tells_what_is_shown_now(
     asker: Requester, daemon: Daemon, cases: ModuleType, tmp_path: Path
 ) -> None:

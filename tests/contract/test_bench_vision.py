@@ -23,6 +23,7 @@ def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.measures
 def test_the_bench_tells_what_each_budget_costs(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     done = bench("--vision", TINY, "--quick", "--json", file)

@@ -133,6 +133,7 @@ def test_a_model_takes_the_memory_that_its_files_say(real: Daemon, requester: Re
     assert real.engine_pid
 
 
+@pytest.mark.measures
 @pytest.mark.timeout(300)
 def test_after_a_kill_the_next_answer_begins_within_the_loading_time_and_a_second(
     start_daemon: DaemonFactory, requester: Requester, models_dir: object

@@ -501,6 +501,7 @@ def latencies_s(asker: Requester, count: int) -> list[float]:
     return sorted(taken)
 
 
+@pytest.mark.measures
 @pytest.mark.parametrize(
     "directives",
     [{"prefill_ms": 60_000, "prompt_tokens": 1}, {"hang_at": 0}, {"tokens": 4000}],
@@ -518,6 +519,7 @@ def test_pings_are_answered_within_100_ms_whatever_the_engine_does(
     assert taken[197] < 0.1, taken[-5:]
 
 
+@pytest.mark.measures
 def test_a_cancel_in_a_long_prefill_is_answered_at_once_and_kills_no_engine(
     start_daemon: DaemonFactory, requester: Requester
 ) -> None:
@@ -649,6 +651,7 @@ def test_a_real_stream_joins_to_the_answer(real: Daemon) -> None:
         assert result["provider"]
 
 
+@pytest.mark.measures
 @pytest.mark.model
 def test_pings_are_answered_within_100_ms_and_cancels_at_once_in_a_real_prefill(
     real: Daemon,

@@ -535,6 +535,7 @@ def test_a_finished_job_is_one_line_on_the_event_topic(asker: Requester) -> None
 # systemd.
 
 
+@pytest.mark.measures
 def test_systemd_is_told_ready_alive_and_stopping(
     start_daemon: DaemonFactory,
     watcher: Requester,

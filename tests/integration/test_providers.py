@@ -66,6 +66,7 @@ def test_whatever_becomes_of_a_trial_is_an_answer(fault: str, died: str, limit_s
     assert time.monotonic() - began < 30  # a hang is one for ever
 
 
+@pytest.mark.measures
 def test_a_provider_that_is_absent_is_known_to_be_within_three_seconds(
     qnn_installed: None, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_proof_comes_before_the_first_engine_and_is_remembered(
         again.stop()
 
 
+@pytest.mark.measures
 def test_what_was_proven_holds_a_warm_start_up_by_less_than_50_ms(
     qnn_installed: None, tmp_path: Path
 ) -> None:

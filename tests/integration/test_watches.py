@@ -119,6 +119,7 @@ def health(listener: Requester) -> dict[str, Any]:
     return dict(next(h.json for h in reversed(listener.heard) if h.topic == topic))
 
 
+@pytest.mark.measures
 def test_the_newest_frame_is_answered_and_never_an_old_one(
     start_daemon: DaemonFactory, mosquitto: Mosquitto, listener: Requester
 ) -> None:
@@ -150,6 +151,7 @@ def test_the_newest_frame_is_answered_and_never_an_old_one(
     assert counts["jobs_ok_total"] == 0
 
 
+@pytest.mark.measures
 def test_four_cameras_cost_little_while_the_engine_is_busy(
     start_daemon: DaemonFactory, mosquitto: Mosquitto, listener: Requester
 ) -> None:
@@ -356,6 +358,7 @@ def test_a_crash_of_the_engine_under_a_frame_is_told_and_not_repeated_for_ever(
         assert listener.ask("and now?")["text"] == "and now?"
 
 
+@pytest.mark.measures
 def test_several_frames_go_as_one_question(
     start_daemon: DaemonFactory, mosquitto: Mosquitto, listener: Requester
 ) -> None:

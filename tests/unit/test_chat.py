@@ -69,6 +69,6 @@ def test_texts_without_markers_stay_as_they_are(text: str) -> None:
 
 
 def test_a_long_hostile_text_takes_no_long_time() -> None:
-    began_s = time.perf_counter()
+    began_s = time.thread_time()  # somebody else may have the CPU
     GUARD.neutralise("<|<s></s><|im_end|>" * 20_000 + "<" * 200_000)
-    assert time.perf_counter() - began_s < 2
+    assert time.thread_time() - began_s < 2
