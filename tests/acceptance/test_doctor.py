@@ -162,7 +162,6 @@ def test_nothing_is_well_within_ten_seconds(tmp_path: Path) -> None:
     assert ran.seconds < ILL_S
 
 
-@pytest.mark.measures
 def test_no_broker() -> None:
     ran = doctor(free_port())
     assert ran.verdict("broker")["says"].startswith("no broker at 127.0.0.1:")
@@ -200,7 +199,6 @@ def test_a_broker_that_refuses_us(tmp_path: Path) -> None:
     mended(ran)
 
 
-@pytest.mark.measures
 @pytest.mark.mosquitto
 @pytest.mark.parametrize(
     ("what", "says"),
@@ -243,7 +241,6 @@ def test_a_certificate_that_is_not_to_be_trusted(
     assert ran.seconds < ILL_S
 
 
-@pytest.mark.measures
 @pytest.mark.parametrize("kind", ["rumqttd 5", "rumqttd 3.1.1"])
 def test_a_broker_of_one_protocol(tmp_path: Path, kind: str) -> None:
     from acceptance.test_brokers import start_broker
@@ -266,7 +263,6 @@ def test_a_broker_of_one_protocol(tmp_path: Path, kind: str) -> None:
     assert ran.seconds < ILL_S
 
 
-@pytest.mark.measures
 @pytest.mark.mosquitto
 def test_a_broker_without_our_daemon(mosquitto: Mosquitto) -> None:
     ran = doctor(mosquitto.port)
@@ -289,7 +285,6 @@ def test_a_daemon_that_is_gone(
     assert "phid run" in ran.verdict("daemon")["mend"]
 
 
-@pytest.mark.measures
 @pytest.mark.mosquitto
 def test_a_daemon_that_hangs(start_daemon: DaemonFactory, mosquitto: Mosquitto) -> None:
     daemon = start_daemon()

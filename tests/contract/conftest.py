@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +15,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def demo_folder() -> Path:
-    """The demo model's folder, prepared if this checkout can."""
-    models = Path(os.environ.get("PHID_TEST_MODELS", Path.home() / ".cache/phid/models"))
-    if importlib.util.find_spec("phid.demo") is not None:
-        importlib.import_module("phid.demo").prepare(models)
-    folder = models / DEMO
-    if not (folder / "genai_config.json").is_file():
-        pytest.skip(f"no demo model in {folder}")
-    return folder
+def demo_folder(models_dir: Path) -> Path:
+    """The demo model's folder."""
+    return models_dir / DEMO
 
 
 @pytest.fixture(

@@ -57,7 +57,6 @@ BRACKETS = (b"[],", b"{},", b"[1],", b'["x"],', b'{"a":1},', b'"[",', b'"\\"{",'
 HEADS = (b'{"stop":[', b'{"messages":[', b'{"tags":{"a":[', b'{"prompt":"x","model":[', b'"')
 
 
-@pytest.mark.measures
 @pytest.mark.parametrize("unit", BRACKETS)
 @pytest.mark.parametrize("head", HEADS)
 def test_a_megabyte_of_brackets_does_not_hold_the_interpreter(head: bytes, unit: bytes) -> None:

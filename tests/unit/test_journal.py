@@ -71,7 +71,7 @@ class Book:
             self.journal.write(entry)
         said: list[JournalEvent] = []
         while _count(said) < len(entries):
-            said.append(self.said.get(timeout=10))
+            said.append(self.said.get(timeout=60))
         return said
 
 
