@@ -15,7 +15,7 @@ from phid.settings import Settings
 from phid.traffic import Will
 from phid.worker import Worker
 
-Event = JobEvent | ModelEvent | ProviderEvent | ReloadEvent | StateEvent
+EventMessage = JobEvent | ModelEvent | ProviderEvent | ReloadEvent | StateEvent
 
 _log = log.get("bulletin")
 
@@ -123,7 +123,7 @@ class Bulletin:
         )
         self._outbox.send_now(self.settings.topics.health, reports.numbers_payload(numbers))
 
-    def publish_event(self, event: Event) -> None:
+    def publish_event(self, event: EventMessage) -> None:
         """Publish a line of what has happened."""
         self._outbox.put(Publication(self.settings.topics.event, event))
 

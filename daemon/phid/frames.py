@@ -16,8 +16,7 @@ import cv2
 import numpy as np
 
 from phid.errors import Code, Refused
-from phid.images import CROP_SIDE, ImageFacts, Plan, inspect, plan
-from phid.images import image_tokens as image_tokens  # noqa: PLC0414 - the formula belongs here too
+from phid.images import CROP_SIDE, ImageFacts, Plan, image_tokens, inspect, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,8 +16,8 @@ from phid.jobs import (
     Finish,
     Finished,
     Job,
-    JobEvent,
     Prefilled,
+    RunEvent,
     Started,
     Tokens,
     Usage,
@@ -79,7 +79,7 @@ def generate(
     cancelled: Callable[[], bool],
     clock: Callable[[], float] = time.monotonic,
     loop_tokens: int = 0,
-) -> Generator[JobEvent]:
+) -> Generator[RunEvent]:
     """Run the job: its events, the last of them Finished or Failed.
 
     `cancelled` and the deadline (the job's budget from `received_s` on) are looked at after each
@@ -109,10 +109,10 @@ def generate(
 
 
 def coalesce(
-    events: Iterable[JobEvent],
+    events: Iterable[RunEvent],
     interval_s: float,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[JobEvent]:
+) -> Iterator[RunEvent]:
     """Pass the events on, those of tokens at least `interval_s` apart: what came between is joined.
 
     The first token is not held, and nothing is once another event comes. A message for each token
@@ -173,7 +173,7 @@ class _Run:
     def text(self) -> str:
         return "".join(self._shown)
 
-    def events(self, stream: Stream) -> Iterator[JobEvent]:
+    def events(self, stream: Stream) -> Iterator[RunEvent]:
         self.quotable = True
         began_s = self._clock()
         yield Started(self._job.id, stream.prompt_tokens, stream.image_tokens)
@@ -217,7 +217,7 @@ class _Run:
             looped=looped,
         )
 
-    def _prefill(self, stream: Stream) -> Generator[JobEvent, None, Finish | None]:
+    def _prefill(self, stream: Stream) -> Generator[RunEvent, None, Finish | None]:
         if (finish := self._interrupted()) is not None:
             return finish
         for tokens in stream.prefill():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from typing import Self
 
 from phid import attachments, requests, topics
 from phid.attachments import Picture, PictureLimits
@@ -11,6 +12,7 @@ from phid.errors import Code, Failure, Refused
 from phid.jobs import Sampling, Turn
 from phid.ledger import ReplyAddress
 from phid.requests import Command, ModelCommand, Request, WatchCommand
+from phid.settings import Settings
 from phid.topics import Address, Topics
 from phid.traffic import Inbound
 
@@ -96,6 +98,20 @@ class Intake:
     frame_bytes: int = 12_582_912
     pictures: PictureLimits = field(default_factory=PictureLimits)
     reply_allow: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What reads messages under these settings."""
+        limits = settings.limits
+        return cls(
+            settings.topics,
+            payload_bytes=limits.payload_bytes,
+            max_tokens=limits.max_tokens,
+            deadline_ms=limits.deadline_ms,
+            frame_bytes=limits.frame_bytes,
+            pictures=PictureLimits.of(settings.vision),
+            reply_allow=settings.mqtt.reply_allow,
+        )
 
     def read(self, inbound: Inbound) -> Arrival | None:
         """What a message means; None for what must be ignored: retained ones and strangers'.

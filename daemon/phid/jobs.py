@@ -263,4 +263,4 @@ class Unchanged:
 
 
 Event = Loading | Ready | LoadFailed | Started | Prefilled | Tokens | Finished | Failed | Unchanged
-JobEvent = Started | Prefilled | Tokens | Finished | Failed
+RunEvent = Started | Prefilled | Tokens | Finished | Failed

@@ -7,6 +7,7 @@ from typing import Literal
 
 import psutil
 
+from phid import cgroups
 from phid.errors import Code, Refused
 
 _MIB = 1 << 20
@@ -14,7 +15,6 @@ _MIB = 1 << 20
 _RESERVE = 64 * _MIB
 # So little comes out of what stays free: to look takes 0.4 ms, and a first token waits for it.
 _LITTLE = _RESERVE // 4
-_CGROUPS = Path("/sys/fs/cgroup")
 # What the program and the runtime take whatever the model is; a vision model is shown a frame of
 # two views while it loads.
 _RUNTIME = {"text": 123 * _MIB, "vision": 225 * _MIB}
@@ -32,7 +32,7 @@ def total_bytes() -> int:
 def available_bytes() -> int:
     """What this process may still take without the machine swapping or its cgroup being killed."""
     available = int(psutil.virtual_memory().available)
-    room = _cgroup_room(Path("/proc/self/cgroup"), _CGROUPS)
+    room = _cgroup_room(cgroups.OF_THIS_PROCESS, cgroups.ROOT)
     return available if room is None else min(available, room)
 
 
@@ -93,15 +93,11 @@ def _cgroup_room(membership: Path, root: Path) -> int | None:
 
     The kernel gives back file pages before it kills, so they do not count as taken.
     """
-    try:
-        path = membership.read_text(encoding="ascii").strip().rpartition("::")[2]
-    except (OSError, ValueError):
+    own = cgroups.own(cgroups.read(membership)).get("")
+    if own is None:
         return None
     rooms = []
-    folder = root / path.lstrip("/")
-    for group in (folder, *folder.parents):
-        if not group.is_relative_to(root):
-            break
+    for group in cgroups.folders(root, own):
         try:
             limit = (group / "memory.max").read_text(encoding="ascii").strip()
             if limit == "max":

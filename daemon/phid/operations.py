@@ -9,7 +9,6 @@ from typing import Any
 
 from phid import log, notify, reports
 from phid import settings as settings_module
-from phid.attachments import PictureLimits
 from phid.bulletin import Bulletin
 from phid.control import Data
 from phid.crew import Crew
@@ -53,7 +52,7 @@ class Operations:
         lookout: Lookout,
     ) -> None:
         self.settings = settings
-        self.intake = intake_of(settings)
+        self.intake = Intake.of(settings)
         self.paused = False
         self.draining = False
         self.stop_by: float | None = None
@@ -151,7 +150,7 @@ class Operations:
         self.settings = settings_module.merge(
             self.settings, fresh, lambda name: name.startswith(_LIVE)
         )
-        self.intake = intake_of(self.settings)
+        self.intake = Intake.of(self.settings)
         self._configure_log(self.settings.log.level)
         self._desk.configure(self.settings)
         self._lookout.configure(self.settings)
@@ -197,17 +196,3 @@ class Operations:
 
     def _configure_log(self, level: str) -> None:
         log.configure(level, self.settings.log.format)
-
-
-def intake_of(settings: Settings) -> Intake:
-    """What reads messages under these settings."""
-    limits = settings.limits
-    return Intake(
-        settings.topics,
-        payload_bytes=limits.payload_bytes,
-        max_tokens=limits.max_tokens,
-        deadline_ms=limits.deadline_ms,
-        frame_bytes=limits.frame_bytes,
-        pictures=PictureLimits.of(settings.vision),
-        reply_allow=settings.mqtt.reply_allow,
-    )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+
+from phid import cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cpus() -> int:
@@ -39,40 +38,13 @@ def within(allowed: int, quotas: Iterable[str]) -> int:
     return max(1, allowed)
 
 
-def own_groups(proc_cgroup: str) -> dict[str, PurePosixPath]:
-    """Read the text of /proc/self/cgroup: "" is v2's group, "cpu" the v1 controller's."""
-    groups = {}
-    for line in proc_cgroup.splitlines():
-        hierarchy, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if hierarchy == "0" and not controllers:
-            groups[""] = PurePosixPath(path)
-        elif "cpu" in controllers.split(","):
-            groups["cpu"] = PurePosixPath(path)
-    return groups
-
-
 def _quotas() -> Iterator[str]:
     """Every quota over this process: its own group's and those of the groups above it."""
-    groups = own_groups(_read(Path("/proc/self/cgroup")))
+    groups = cgroups.own(cgroups.read(cgroups.OF_THIS_PROCESS))
     if "" in groups:
-        for folder in _with_parents(_CGROUPS, groups[""]):
-            yield _read(folder / "cpu.max")
+        for folder in cgroups.folders(cgroups.ROOT, groups[""]):
+            yield cgroups.read(folder / "cpu.max")
     if "cpu" in groups:
-        for folder in _with_parents(_CGROUPS / "cpu", groups["cpu"]):
-            quota = _read(folder / "cpu.cfs_quota_us").strip()
-            yield f"{quota} {_read(folder / 'cpu.cfs_period_us')}"
-
-
-def _with_parents(root: Path, group: PurePosixPath) -> Iterator[Path]:
-    # In a container the path can lie outside what is mounted here; the root's own file counts then.
-    inside = PurePosixPath(*group.parts[1:])
-    for path in (inside, *inside.parents):
-        yield root / path
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        return ""
+        for folder in cgroups.folders(cgroups.ROOT / "cpu", groups["cpu"]):
+            quota = cgroups.read(folder / "cpu.cfs_quota_us").strip()
+            yield f"{quota} {cgroups.read(folder / 'cpu.cfs_period_us')}"

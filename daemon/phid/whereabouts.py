@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from phid import devices, prover
 from phid.jobs import EngineFacts, Load, Loading
 from phid.probes import Reached, Verdict
-from phid.proofs import Prove, Report, Selection
+from phid.proofs import Prove, Selection
 from phid.providers import CPU, PROVIDERS
 from phid.settings import Settings
 
@@ -80,7 +80,7 @@ class Whereabouts:
         except TimeoutError as stage:
             says = f"not proven in time ({stage}): a large model takes longer"
             return Verdict("provider", "warn", says, "phid doctor --wait 600")
-        self._told["report"] = [_told(report) for report in found.reports]
+        self._told["report"] = [asdict(report) for report in found.reports]
         report = found.report
         if report is None:
             return self._verdict("no provider passes that may run the model")
@@ -106,17 +106,6 @@ class Whereabouts:
         mend = board.wheel() if board and first.get("provider") == "cuda" else first.get("mend")
         mend = mend or "providers = one that passes"
         return Verdict("provider", "warn" if actual else "bad", says, mend)
-
-
-def _told(report: Report) -> dict[str, Any]:
-    return {
-        "provider": report.provider,
-        "passed": report.passed,
-        "says": report.says,
-        "mend": report.mend,
-        "placement": report.placement,
-        "tokens_per_s": report.tokens_per_s,
-    }
 
 
 def _shown(name: str) -> str:

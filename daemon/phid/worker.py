@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import queue
-import subprocess
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from phid import channel, log, memory
+from phid.child import Child
 from phid.errors import Code, Failure
 from phid.exits import describe_exit
 from phid.growth import Growth
 from phid.jobs import (
     Cancel,
-    Command,
     EngineFacts,
     Event,
     Failed,
@@ -33,11 +29,10 @@ from phid.jobs import (
 )
 from phid.patience import Patience
 from phid.placing import Placing
-from phid.proofs import Prove, Proved, Wanted
+from phid.proofs import Proved, Wanted
 
 _FIRST_PAUSE_S = 0.5
 _STOP_TIMEOUT_S = 2.0
-_TAIL_LINES = 20
 # Who has not looked at its mail for so long cannot say who was silent.
 _DEAF_S = 2.0
 _HOPELESS_AFTER = 4
@@ -105,7 +100,7 @@ class Worker:
         self._generation = 0
         self._failures = 0
         self._unloadable = False
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._patience = Patience(hang_s)
         self._ticked = time.monotonic()
         self._hung: str | None = None
@@ -144,7 +139,7 @@ class Worker:
             return
         self._proving = prove is not None
         command = channel.PROVER if prove else channel.ENGINE
-        self._child = _Child(self._generation, self._post, command)
+        self._child = self._spawn(command)
         self._child.send(prove or self.placing.place(self.load))
         if not self._proving:  # a prover has clocks of its own for what it tries
             self._patience.loading(time.monotonic())
@@ -169,7 +164,8 @@ class Worker:
     def stop(self) -> None:
         """End the engine, politely if it listens; waits up to two seconds."""
         if self._child is not None:
-            self._child.stop(_STOP_TIMEOUT_S)
+            self._child.send(Stop())
+            self._child.wait(_STOP_TIMEOUT_S)
         self._child, self.state, self.retry_at = None, "stopped", None
         self._patience.ended()
         self.facts = None
@@ -275,6 +271,14 @@ class Worker:
         _log.error("engine_ended", why=why, retry_s=pause, output=list(ended.tail[-5:]))
         return True
 
+    def _spawn(self, command: Sequence[str]) -> Child:
+        generation, post = self._generation, self._post
+        return Child(
+            command,
+            lambda event: post(EngineSaid(generation, event)),
+            lambda returncode, tail: post(EngineEnded(generation, returncode, tail)),
+        )
+
     def _weigh(self, usage: Usage) -> None:
         """Remember what the engine holds after a job."""
         assert self._child is not None
@@ -311,72 +315,3 @@ class Worker:
         self.retry_at = time.monotonic() + self._restart_max_s
         self.placing.ask_again()
         _log.error("no_provider", reason=refusal, retry_s=self._restart_max_s)
-
-
-class _Child:
-    """One engine or prover process with the three threads that move its bytes."""
-
-    def __init__(
-        self, generation: int, post: Callable[[WorkerEvent], None], command: Sequence[str]
-    ) -> None:
-        self._generation = generation
-        self._post = post
-        self._process, self._connection = channel.spawn(command)
-        self._commands: queue.SimpleQueue[Command | Prove | None] = queue.SimpleQueue()
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        # The owner must not wait for an engine that does not read, nor for its end.
-        self._threads = [
-            threading.Thread(target=target, name=f"engine-{name}", daemon=True)
-            for name, target in (
-                ("in", self._write),
-                ("out", self._read),
-                ("err", self._read_output),
-            )
-        ]
-        # The reader last: an engine that ends at once has it wait for the others.
-        for thread in (*self._threads[::2], self._threads[1]):
-            thread.start()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def send(self, command: Command | Prove) -> None:
-        self._commands.put(command)
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def stop(self, timeout_s: float) -> None:
-        self.send(Stop())
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _write(self) -> None:
-        try:
-            while (command := self._commands.get()) is not None:
-                self._connection.send(command)
-        except OSError:
-            pass  # it has ended: the reader tells
-
-    def _read(self) -> None:
-        try:
-            while True:
-                self._post(EngineSaid(self._generation, self._connection.recv()))
-        except (EOFError, OSError):
-            pass
-        returncode = self._process.wait()
-        self._commands.put(None)
-        self._threads[2].join(1.0)  # for its last words
-        channel.close(self._process, self._connection)
-        self._post(EngineEnded(self._generation, returncode, tuple(self._tail)))
-
-    def _read_output(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            text = line.decode("utf-8", "replace").rstrip()[:500]
-            self._tail.append(text)
-            _log.info("engine_output", pid=self.pid, text=text)

@@ -15,9 +15,9 @@ from phid.jobs import (
     Finish,
     Finished,
     Job,
-    JobEvent,
     Load,
     Prefilled,
+    RunEvent,
     Sampling,
     Started,
     Tokens,
@@ -43,9 +43,9 @@ def run(
     cancel_after: int | None = None,
     clock: Callable[[], float] = lambda: 0.0,
     loop_tokens: int = 0,
-) -> list[JobEvent]:
+) -> list[RunEvent]:
     """All events; the cancel comes while that many have been seen."""
-    events: list[JobEvent] = []
+    events: list[RunEvent] = []
     for event in generate(
         asked,
         runtime,
@@ -58,14 +58,14 @@ def run(
     return events
 
 
-def finished(events: list[JobEvent]) -> Finished:
+def finished(events: list[RunEvent]) -> Finished:
     end = events[-1]
     assert isinstance(end, Finished), end
     assert end.text == "".join(texts(events))
     return end
 
 
-def texts(events: list[JobEvent]) -> list[str]:
+def texts(events: list[RunEvent]) -> list[str]:
     return [event.text for event in events if isinstance(event, Tokens)]
 
 

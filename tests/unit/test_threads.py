@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import PurePosixPath
 
 import pytest
 
@@ -25,16 +24,6 @@ from phid import threads
 )
 def test_the_smallest_quota_counts(allowed: int, quotas: list[str], usable: int) -> None:
     assert threads.within(allowed, quotas) == usable
-
-
-def test_the_groups_of_both_versions_are_found() -> None:
-    lines = ["9:name=systemd:/x", "3:cpuset:/y", "2:cpu,cpuacct:/a:b", "1:cpuacct:/z"]
-    lines.append("0::/system.slice/phid.service")
-    assert threads.own_groups("\n".join(lines)) == {
-        "": PurePosixPath("/system.slice/phid.service"),
-        "cpu": PurePosixPath("/a:b"),
-    }
-    assert threads.own_groups("") == {}
 
 
 def test_this_machine_has_at_least_one() -> None:
