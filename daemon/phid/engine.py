@@ -58,14 +58,14 @@ class Engine:
         self._cancelled = False
         self._stopping = False
         self._gate: ChangeGate | None = None
-        self._loop_tokens = 0
+        self._loop_tokens = self._memory_bytes = 0
 
     def run(self) -> int:
         """Serve until Stop: the exit status. Raises EOFError or OSError when the line ends."""
         load = self._connection.recv()
         if isinstance(load, Stop):
             return 0
-        self._loop_tokens = load.loop_tokens
+        self._loop_tokens, self._memory_bytes = load.loop_tokens, load.memory_bytes
         runtime = self._load(load)
         if runtime is None:
             return 1
@@ -116,7 +116,7 @@ class Engine:
         # Not for every engine: it brings OpenCV with it.
         from phid.gate import ChangeGate  # noqa: PLC0415
 
-        self._gate = self._gate or ChangeGate()
+        self._gate = self._gate or ChangeGate(self._memory_bytes)
         try:
             change_pct = self._gate.change_pct(gate, job.images[-1])
         except Refused as refused:

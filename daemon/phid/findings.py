@@ -87,6 +87,7 @@ def result(
             total_ms=round((now - seen.newest.at) * 1000),
             tokens_per_s=round(rate, 2),
         ),
+        looped=event.looped or None,
     )
 
 

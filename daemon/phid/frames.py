@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import cv2
 import numpy as np
 
+from phid import images
 from phid.errors import Code, Refused
-from phid.images import CROP_SIDE, ImageFacts, Plan, image_tokens, inspect, plan
+from phid.images import CROP_SIDE, MOST_BEYOND, ImageFacts, Plan, image_tokens, inspect, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,8 @@ _NORMALISED = ((np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - _M
 ]
 
 _THUMBNAIL = 32
+# Rows that are converted at a time.
+_BAND = 64
 
 # A progressive JPEG is decoded once for each scan; encoders write about ten.
 _MOST_SCANS = 32
@@ -56,8 +59,6 @@ _SHRUNK = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-# In pixels of the crops: how far means of pixels may reach over the edge, or end before it.
-_MOST_BEYOND = 0.05
 
 # What undoes each EXIF orientation: what the camera turned or mirrored, in the order it is undone.
 _UPRIGHT: dict[int, tuple[Callable[[Any], Any], ...]] = {
@@ -109,7 +110,7 @@ def look(data: bytes, crops: int) -> Pixels:
     """
     facts = inspect(data)
     cut = plan(*facts.upright, crops)
-    return _cut(decode(data, facts, _shrink(facts, cut)), cut)
+    return _cut(decode(data, facts, images.shrink(facts, cut.width, cut.height)), cut)
 
 
 def decode(data: bytes, facts: ImageFacts | None = None, shrink: int = 1) -> Picture:
@@ -117,7 +118,8 @@ def decode(data: bytes, facts: ImageFacts | None = None, shrink: int = 1) -> Pic
 
     Grey becomes three equal channels, 16 bits are rounded to 8, CMYK is converted as if printed
     without a profile, and what is transparent shows white, as the ground of the crops is. With
-    `shrink` (2, 4 or 8) a JPEG's sides are so many times shorter, rounded up.
+    `shrink` (2, 4 or 8) a JPEG's sides are so many times shorter, rounded up. Whether there is the
+    memory for it (`images.decoding_bytes`) is for the caller to see.
     Raises Refused (unsupported) for a body that is broken or ends early.
     """
     facts = facts or inspect(data)
@@ -181,10 +183,19 @@ def _cut(picture: Picture, cut: Plan) -> Pixels:
     return Pixels(values, cut.size)
 
 
-def thumbnail(picture: Picture) -> Picture:
-    """A picture's grey levels, uint8 (32, 32): each the mean of its place, so that noise is not."""
+def thumbnail(data: bytes, facts: ImageFacts) -> Picture:
+    """A file's grey levels, uint8 (32, 32): each the mean of its place, so that noise is not.
+
+    A large JPEG is decoded no larger than that takes.
+    """
+    picture = decode(data, facts, thumbnail_shrink(facts))
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     return cv2.resize(grey, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
+
+
+def thumbnail_shrink(facts: ImageFacts) -> int:
+    """How many times shorter a JPEG's sides are as `thumbnail` decodes it."""
+    return images.shrink(facts, _THUMBNAIL, _THUMBNAIL)
 
 
 def difference_pct(one: Picture, other: Picture) -> float:
@@ -211,25 +222,6 @@ def stack(pictures: Sequence[Pixels], dtype: Any, views: int = 0) -> Batch:
     )
 
 
-def _shrink(facts: ImageFacts, cut: Plan) -> int:
-    """How many times shorter a JPEG's sides can be decoded without a difference that matters.
-
-    The decoder has the means of 2, 4 or 8 pixels each way at hand, and they are as good a start for
-    `_resize` as its own halvings while twice the size wanted is left.
-    """
-    if facts.type != "jpeg":
-        return 1
-    across, down = facts.upright
-    sides = ((across, cut.width), (down, cut.height))
-    for shrink in (8, 4, 2):
-        if all(
-            side >= shrink * 2 * wanted and -side % shrink * wanted <= _MOST_BEYOND * side
-            for side, wanted in sides
-        ):
-            return shrink
-    return 1
-
-
 def _flags(facts: ImageFacts, shrink: int) -> int:
     if facts.type in {"png", "webp"}:
         return int(cv2.IMREAD_UNCHANGED)  # with alpha, and with 16 bits
@@ -238,10 +230,18 @@ def _flags(facts: ImageFacts, shrink: int) -> int:
 
 
 def _rgb(picture: Picture, facts: ImageFacts) -> Picture:
+    """Convert to RGB of 8 bits, some rows at a time: copies of the whole would take several."""
+    if picture.dtype not in (np.uint8, np.uint16):
+        raise _broken(facts)
+    made = np.empty((*picture.shape[:2], 3), np.uint8)
+    for top in range(0, len(picture), _BAND):
+        made[top : top + _BAND] = _rgb_band(picture[top : top + _BAND])
+    return made
+
+
+def _rgb_band(picture: Picture) -> Picture:
     if picture.dtype == np.uint16:
         picture = cv2.convertScaleAbs(picture, alpha=1 / 257)
-    if picture.dtype != np.uint8:
-        raise _broken(facts)
     if picture.ndim == 2:
         return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
     if picture.shape[2] == 3:
@@ -288,7 +288,7 @@ def _loses_an_edge(side: int, wanted: int, ratio: float) -> bool:
     halved, scale = side, 1
     while ratio / scale >= 3 and halved >= 2:
         halved, scale = halved // 2, scale * 2
-    return (side - halved * scale) * wanted > _MOST_BEYOND * side
+    return (side - halved * scale) * wanted > MOST_BEYOND * side
 
 
 def _blur(picture: Picture, variance: float) -> Picture:

@@ -41,6 +41,7 @@ KEYS: dict[str, str] = {
     "watch_skipped_total": "looked like the last one answered",
     "watch_yielded_total": "given up while looked at, for a request or a changed watch",
     "watch_answers_total": "answers of watches",
+    "watch_looped_total": "those of them that were cut for repeating themselves",
     "watch_failures_total": "frames that could not be answered",
     "ttft_ms_p50": "arrival to first token, of the last 256 jobs",
     "ttft_ms_p95": "same, 95th percentile",

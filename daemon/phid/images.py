@@ -21,12 +21,17 @@ MAX_SIDE = 16_384
 
 CROP_SIDE = 336
 MAX_CROPS = 16
+# In pixels of the crops: how far means of pixels may reach over the edge, or end before it.
+MOST_BEYOND = 0.05
 _TILE = 12  # tokens along one side of a crop: 24 patches of 14 pixels, merged two by two
 
 # A sound header needs a dozen steps; a hostile one could have millions.
 _MOST_STEPS = 500
 _MOST_TAGS = 200
 _ORIENTATION = 0x0112
+_RGB = 3
+# What a WebP's pixel takes, and its decoder beside it.
+_OPAQUE, _TRANSPARENT = (3, 4.0), (4, 6.0)
 
 _FOREIGN = (
     (0, b"GIF8", "GIF"),
@@ -48,7 +53,8 @@ class ImageFacts:
     """What a file's header says: `width` and `height` in pixels as stored, before `orientation`.
 
     `orientation` is EXIF's number, 1 (upright) to 8. `body` is where the compressed data begins
-    at the earliest.
+    at the earliest. A decoded pixel takes `pixel_bytes`; the decoder takes `decoder_bytes` for each
+    beside it, whatever the size it decodes to.
     """
 
     type: ImageType
@@ -56,6 +62,8 @@ class ImageFacts:
     height: int
     orientation: int = 1
     body: int = 0
+    pixel_bytes: int = 3
+    decoder_bytes: float = 0.0
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -158,6 +166,36 @@ def plan(width: int, height: int, crops: int) -> Plan:
     return Plan(rows, columns, scaled_width, scaled_height, 0, top)
 
 
+def shrink(facts: ImageFacts, width: int, height: int) -> int:
+    """How many times shorter a JPEG's sides can be decoded to be scaled to this size all the same.
+
+    The decoder has the means of 2, 4 or 8 pixels each way at hand, and they are as good a start for
+    scaling as halvings while twice the size wanted is left.
+    """
+    if facts.type != "jpeg":
+        return 1
+    across, down = facts.upright
+    sides = ((across, width), (down, height))
+    for times in (8, 4, 2):
+        if all(
+            side >= times * 2 * wanted and -side % times * wanted <= MOST_BEYOND * side
+            for side, wanted in sides
+        ):
+            return times
+    return 1
+
+
+def decoding_bytes(facts: ImageFacts, times: int = 1) -> int:
+    """The most memory that decoding takes beside the file, with sides so many times shorter.
+
+    While it is decoded, then while it is made RGB, then while that is turned or scaled. By
+    measurement (OpenCV 5.0, the process's peak); what makes up the rest is a copy of the file.
+    """
+    made = facts.decoder_bytes + facts.pixel_bytes / times**2
+    converted = (max(facts.pixel_bytes, _RGB) + _RGB) / times**2
+    return round(facts.width * facts.height * max(made, converted))
+
+
 def image_tokens(height: int, width: int) -> int:
     """Count the tokens of a picture whose ground has this size, in pixels.
 
@@ -215,16 +253,33 @@ def _jpeg(data: bytes) -> ImageFacts:
             bits, height, width = unpack_from(">BHH", data, at + 4)
             if bits != 8:
                 raise _unsupported(f"this is a JPEG of {bits} bits a channel: 8 are read")
-            return ImageFacts("jpeg", width, height, orientation, at)
+            beside = _jpeg_decoder_bytes(data, at)
+            return ImageFacts("jpeg", width, height, orientation, at, decoder_bytes=beside)
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = _orientation(data[at + 10 : at + 2 + length])
         at += 2 + max(length, 2)
     raise _unsupported("the JPEG's header is broken")
 
 
+def _jpeg_decoder_bytes(data: bytes, at: int) -> float:
+    """What the coefficients take, two bytes each, where not all come in one scan.
+
+    `at` is the frame header's place. That the first scan has all of them is what libjpeg goes by.
+    """
+    length, count = unpack_from(">H", data, at + 2)[0], data[at + 9]
+    factors = [data[at + 11 + 3 * n] for n in range(count)]
+    areas = [(factor >> 4) * (factor & 15) for factor in factors]
+    if data[at + 1] in {0xC0, 0xC1}:
+        scan = data.find(b"\xff\xda", at + 2 + length)
+        if scan < 0 or data[scan + 4 : scan + 5] in {b"", bytes([count])}:
+            return 0.0
+    return 2 * sum(areas) / max(*areas, 1) + 1
+
+
 def _png(data: bytes) -> ImageFacts:
     """Walk the chunks up to the first of the picture's own (PNG 3rd edition, 5.3)."""
-    length, kind, width, height = unpack_from(">I4sII", data, 8)
+    length, kind, width, height, depth, colour = unpack_from(">I4sIIBB", data, 8)
+    channels = {0: 1, 4: 4, 6: 4}.get(colour, 3)
     if (length, kind) != (13, b"IHDR"):
         raise _unsupported("the PNG's header is broken")
     orientation = 1
@@ -235,8 +290,11 @@ def _png(data: bytes) -> ImageFacts:
             raise _unsupported("this is an animated PNG: send one picture")
         if kind == b"eXIf":
             orientation = _orientation(data[at + 8 : at + 8 + min(length, 0xFFFF)])
+        if kind == b"tRNS":
+            channels = 4
         if kind == b"IDAT":
-            return ImageFacts("png", width, height, orientation, at)
+            pixel = channels * (2 if depth == 16 else 1)
+            return ImageFacts("png", width, height, orientation, at, pixel, pixel)
         at += 12 + length
     raise _unsupported("the PNG's header is broken")
 
@@ -249,12 +307,14 @@ def _webp(data: bytes) -> ImageFacts:
         if data[20] & 1 or start != b"\x9d\x01\x2a":
             raise _unsupported("the WebP's header is broken")
         # The two bits above a size's 14 only ask for scaling when shown.
-        return ImageFacts("webp", width & 0x3FFF, height & 0x3FFF, body=20)
+        return ImageFacts("webp", width & 0x3FFF, height & 0x3FFF, 1, 20, *_OPAQUE)
     if kind == b"VP8L":
         signature, bits = unpack_from("<BI", data, 20)
         if signature != 0x2F:
             raise _unsupported("the WebP's header is broken")
-        return ImageFacts("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, body=20)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        taken = _TRANSPARENT if bits >> 28 & 1 else _OPAQUE
+        return ImageFacts("webp", width, height, 1, 20, *taken)
     if kind == b"VP8X":
         flags, width, width_high, height, height_high = unpack_from("<B3xHBHB", data, 20)
         if flags & 0x02:
@@ -264,7 +324,8 @@ def _webp(data: bytes) -> ImageFacts:
             (width | width_high << 16) + 1,
             (height | height_high << 16) + 1,
             _webp_orientation(data) if flags & 0x08 else 1,
-            body=30,
+            30,
+            *(_TRANSPARENT if flags & 0x10 else _OPAQUE),
         )
     raise _unsupported("the WebP's header is broken")
 

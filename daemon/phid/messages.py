@@ -216,6 +216,9 @@ class WatchResult(_Told):
     finish: Finish
     usage: UsageReport
     timing: Timing = Field(description="`queued_ms` is the frame's age when its turn came.")
+    looped: Literal[True] | None = Field(
+        None, description="It was cut, as `length`, for it only repeated itself."
+    )
 
 
 class WatchFailure(_Told):

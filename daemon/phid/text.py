@@ -66,15 +66,19 @@ class TextRuntime:
                 Code.BAD_REQUEST, "the text contains the model's control tokens", field="prompt"
             )
 
-    def _how(self, job: Job, prompt: Any, views: int = 0) -> dict[str, Any]:
+    def _how(
+        self, job: Job, prompt: Any, views: int = 0, decoding_bytes: int = 0
+    ) -> dict[str, Any]:
         """Give what any stream needs beside its model and prompt.
 
-        Raises Refused (no_memory) where its cache, or the views of its images, would not fit.
+        Raises Refused (no_memory) where its cache with the views of its images would not fit, or
+        what decoding them takes before.
         """
         context = self.facts.context
         options = _search_options(job.sampling, len(prompt), context)
         cache = options["max_length"] * self.facts.kv_bytes_per_token
-        memory.check(cache + views * memory.VIEW_BYTES, self._memory_bytes)
+        needed = max(cache + views * memory.VIEW_BYTES, decoding_bytes)
+        memory.check(needed, self._memory_bytes)
         decode = self._tokens.decoder() or self._native_decoder()
         return {
             "options": options,

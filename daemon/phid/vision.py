@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
+# What a view's pixels take before the graph sees them, and a pixel that is written as a PNG.
+_CUT_BYTES = 3 * images.CROP_SIDE**2 * 4
+_AS_PNG_BYTES = 13
+
+
 class VisionRuntime(TextRuntime):
     """A loaded phi3v model: text as a text model takes it, and images beside it."""
 
@@ -53,7 +58,8 @@ class VisionRuntime(TextRuntime):
         self._check(prompt, turns, image_tokens)
         # The graph takes as many views of each as the largest has.
         views = len(plans) * (self._eye.views or max(plan.crops for plan in plans) + 1)
-        how = self._how(job, prompt, views)
+        decoding = self._eye.decoding_bytes(seen, plans)
+        how = self._how(job, prompt, views, decoding + sum(len(i.data) for i in job.images))
         files = [job.images[number - 1].data for number in tags.order(turns)]
         batch = self._eye.look(files, job.crops)
         if batch.tokens.sum() != image_tokens:
@@ -86,6 +92,23 @@ class Eye:
     def plan(self, facts: images.ImageFacts, crops: int) -> images.Plan:
         """How a picture will be cut, by its header alone."""
         return images.plan(*facts.upright, images.MAX_CROPS if self._processor else crops)
+
+    def decoding_bytes(
+        self, seen: Sequence[images.ImageFacts], plans: Sequence[images.Plan]
+    ) -> int:
+        """The most memory that `look` takes beside the files."""
+        if self._processor is not None:
+            # Each as a PNG without compression, and once more as the processor decodes it.
+            kept = 6 * sum(facts.width * facts.height for facts in seen)
+            return kept + max(
+                max(images.decoding_bytes(facts), _AS_PNG_BYTES * facts.width * facts.height)
+                for facts in seen
+            )
+        kept = _CUT_BYTES * sum(plan.crops + 1 for plan in plans)
+        return kept + max(
+            images.decoding_bytes(facts, images.shrink(facts, plan.width, plan.height))
+            for facts, plan in zip(seen, plans, strict=True)
+        )
 
     def look(self, files: Sequence[bytes], crops: int) -> frames.Batch:
         """Decode and cut the pictures; raises Refused (unsupported) where one is broken."""

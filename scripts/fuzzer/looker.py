@@ -65,7 +65,7 @@ def look(data: bytes, crops: int) -> str:
     picture = frames.decode(data)
     assert picture.shape == (*facts.upright[::-1], 3), "not of the size its header says"
     assert picture.dtype == np.uint8
-    frames.thumbnail(picture)
+    frames.thumbnail(data, facts)
     return f"shown {facts.type}"
 
 

@@ -381,6 +381,19 @@ def test_pictures_that_would_not_fit_are_no_memory_before_any_decoding(
     finished(engine.ask(show("What is this?", FRAME, crops=1)))
 
 
+def test_a_picture_that_could_not_be_decoded_for_want_of_memory_is_told_so_by_its_header(
+    start: Start, tiny_vision: Path
+) -> None:
+    engine = start()
+    engine.load(Load("genai", "tiny", str(tiny_vision), memory_bytes=450 << 20))
+    ends = []
+    for depth, colour in ((16, 6), (8, 2)):  # 16 bytes a pixel for the decoder, and 6
+        bare = pictures.png(5000, 5000, depth, colour, b"")
+        ends.append(failed(engine.ask(show("What is this?", bare, crops=1))).code)
+    assert ends == [Code.NO_MEMORY, Code.UNSUPPORTED]
+    finished(engine.ask(show("What is this?", FRAME, crops=1)))
+
+
 # Cancel, memory, variants.
 
 

@@ -194,6 +194,7 @@ def test_no_request_is_lost_to_a_restart_whether_taken_or_refused(
     start_daemon: DaemonFactory, requester: Requester
 ) -> None:
     daemon = start_daemon(limits__drain_s=0.2)
+    requester.listen(f"{BASE}/dut/out/status")
     prompt = '@script {"tokens": 5, "token_ms": 20}'
     asked: list[str] = []
     over = threading.Event()
@@ -210,6 +211,7 @@ def test_no_request_is_lost_to_a_restart_whether_taken_or_refused(
         time.sleep(0.3)
         daemon.stop()
         daemon.start()
+        requester.status("online")
     time.sleep(0.2)
     over.set()
     asking.join()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import pictures
 from phid import frames
 from phid.errors import Code, Refused
-from phid.images import ImageFacts, plan
+from phid.images import ImageFacts, plan, shrink
 from pictures import BLUE, RED, WHITE
 
 TWO = pictures.two_colours(32, 16)
@@ -433,8 +433,13 @@ def test_scaling_is_bilinear_with_antialiasing(width: int, height: int, crops: i
 # A JPEG far larger than its crops.
 
 
+def shrink_for(facts: ImageFacts, crops: int) -> int:
+    cut = plan(*facts.upright, crops)
+    return shrink(facts, cut.width, cut.height)
+
+
 @pytest.mark.parametrize(
-    ("width", "height", "crops", "shrink"),
+    ("width", "height", "crops", "times"),
     [
         *((1920, 1080, 1, 2), (1920, 1080, 4, 1), (2592, 1944, 1, 2), (2592, 1944, 4, 1)),
         *((4000, 3000, 1, 4), (4000, 3000, 4, 2), (4000, 3000, 16, 1), (6000, 4000, 16, 2)),
@@ -445,13 +450,13 @@ def test_scaling_is_bilinear_with_antialiasing(width: int, height: int, crops: i
     ],
 )
 def test_a_large_jpeg_is_decoded_as_small_as_its_crops_allow(
-    width: int, height: int, crops: int, shrink: int
+    width: int, height: int, crops: int, times: int
 ) -> None:
     for size in ((width, height), (height, width)):
         for orientation in (1, 6):
             facts = ImageFacts("jpeg", *size, orientation)
-            assert frames._shrink(facts, plan(*facts.upright, crops)) == shrink
-    assert frames._shrink(ImageFacts("png", width, height), plan(width, height, crops)) == 1
+            assert shrink_for(facts, crops) == times
+    assert shrink_for(ImageFacts("png", width, height), crops) == 1
 
 
 @pytest.mark.parametrize(
@@ -466,7 +471,7 @@ def test_a_jpeg_decoded_small_looks_the_same(
 ) -> None:
     data = pictures.jpeg(pictures.busy(width, height), 85, progressive=progressive)
     facts = frames.inspect(data)
-    assert frames._shrink(facts, plan(width, height, crops)) > 1
+    assert shrink_for(facts, crops) > 1
     small, whole = frames.look(data, crops), frames.decode(data)
     full = frames.transform(whole, crops)
     assert (small.size, small.values.shape) == (full.size, full.values.shape)
@@ -481,7 +486,7 @@ def test_a_turned_jpeg_decoded_small_is_put_upright(orientation: int) -> None:
     picture = CORNERS.repeat(600, 0).repeat(800, 1)
     stored = np.ascontiguousarray(STORED[orientation](picture))
     data = pictures.with_exif(pictures.jpeg(stored), pictures.tiff(orientation))
-    assert frames._shrink(frames.inspect(data), plan(1600, 1200, 1)) == 2
+    assert shrink_for(frames.inspect(data), 1) == 2
     seen, wanted = frames.look(data, 1), frames.transform(picture, 1)
     assert seen.size == wanted.size
     assert np.abs(seen.values - wanted.values).mean() < 0.02

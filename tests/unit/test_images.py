@@ -176,7 +176,8 @@ def test_broken_exif_is_no_orientation(kind: str, exif: bytes) -> None:
 )
 def test_a_header_without_end_is_not_read_to_its_end(data: bytes) -> None:
     began_s = time.thread_time()
-    assert outcome(data) in {Code.UNSUPPORTED, ImageFacts("webp", 32, 16, body=30)}
+    read = ImageFacts("webp", 32, 16, body=30, decoder_bytes=4.0)
+    assert outcome(data) in {Code.UNSUPPORTED, read}
     assert time.thread_time() - began_s < 0.02
 
 

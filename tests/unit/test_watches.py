@@ -509,7 +509,8 @@ class Scene:
 
     def finish(self, text: str = "yes", finish: Finish = Finish.STOP) -> None:
         self.worker.free = True
-        done = Finished(self.worker.jobs[-1].id, finish, text, Usage(3, 0, 0, 1), 5, 6, 7)
+        usage, looped = Usage(3, 0, 0, 1), finish is Finish.LENGTH
+        done = Finished(self.worker.jobs[-1].id, finish, text, usage, 5, 6, 7, looped=looped)
         self.lookout.engine_said(done, self.now)
 
     def told(self, name: str = "yard") -> list[dict[str, Any]]:
@@ -556,7 +557,18 @@ def test_a_frame_is_answered_where_the_watch_tells(scene: SceneFactory) -> None:
     assert (told["text"], told["camera"], told["topic"]) == ("yes", "a", "cams/a/b/snapshot")
     assert (told["timing"]["queued_ms"], told["timing"]["total_ms"]) == (500, 1500)
     assert abs(told["ts"] - time.time()) < 60
+    assert "looped" not in told
     assert s.counted() == {"frames": 1, "answers": 1}
+
+
+def test_an_answer_that_only_repeated_itself_is_told_as_that(scene: SceneFactory) -> None:
+    s = scene(watch())
+    s.frame()
+    s.tick(0.5)
+    s.finish("no no no", Finish.LENGTH)
+    (told,) = s.told()
+    assert (told["finish"], told["looped"]) == ("length", True)
+    assert s.counted() == {"frames": 1, "answers": 1, "looped": 1}
 
 
 def test_a_camera_waits_for_its_interval_and_another_does_not(scene: SceneFactory) -> None:
