@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import configuration, hardware, health, models, units, venvs
+from installer import configuration, hardware, health, models, systems, units, venvs
 from installer.acts import Acts, Failed
 from installer.layout import Layout
 
@@ -20,6 +20,11 @@ if [ "$(id -u)" = 0 ]; then
 fi
 exec /opt/phid/.venv/bin/phid "$@"
 """
+
+_NO_CONTROLLER = (
+    "this kernel has no memory controller (Raspberry Pi OS: append cgroup_enable=memory to the line"
+    " in /boot/firmware/cmdline.txt, and reboot)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,9 @@ def install(acts: Acts, layout: Layout, wishes: Wishes) -> bool:
 
     Raises Failed; an installation that was there is then as it was before.
     """
+    system = systems.of(layout.root)
+    acts.say(system.says)
+    system.check()
     _check_writable(acts, layout)
     units.check_credentials(layout)
     venvs.adopt(acts, layout)
@@ -122,6 +130,8 @@ def _put_in_place(acts: Acts, layout: Layout, wishes: Wishes, folder: Path, prov
     if model and settings and settings.get("engine.model") != model:
         acts.say(f'{layout.config} is yours: to run {model}, set model = "{model}" in [engine]')
     units.write_drop_ins(acts, layout, settings, hardware.drop_in(provider))
+    if (layout.drop_ins / units.MEMORY).exists() and not systems.has_memory_controller(layout.root):
+        acts.say(f"{layout.drop_ins / units.MEMORY} holds nothing back: {_NO_CONTROLLER}")
     for name in ("README.md", "LICENSE"):
         text = (layout.checkout / name).read_text(encoding="utf-8")
         acts.write(layout.shipped / name, text)

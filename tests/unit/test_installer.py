@@ -395,27 +395,3 @@ def test_there_must_be_something_to_upgrade(tmp_path: Path) -> None:
     done = install("--dry-run", "--upgrade", "--root", tmp_path)
     assert done.returncode == 1
     assert "there is nothing to upgrade" in done.stderr
-
-
-def test_without_a_python_it_says_what_is_needed(tmp_path: Path) -> None:
-    for tool in ("bash", "dirname", "id", "readlink"):
-        (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
-    (tmp_path / "python3").write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.12\nexit 1\n'
-    )
-    (tmp_path / "python3").chmod(0o755)
-    done = install("--dry-run", PATH=str(tmp_path))
-    assert done.returncode == 1
-    assert "needs Python 3.11, 3.12 or 3.13; here is Python 3.10.12" in done.stderr
-    assert "uv" in done.stderr
-
-
-def test_without_a_python_it_takes_the_distributions_own(tmp_path: Path) -> None:
-    test_without_a_python_it_says_what_is_needed(tmp_path)
-    for tool in ("apt-get", "apt-cache"):
-        (tmp_path / tool).write_text("#!/bin/sh\nexit 0\n")
-        (tmp_path / tool).chmod(0o755)
-    done = install("--dry-run", PATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert "would run env DEBIAN_FRONTEND=noninteractive apt-get -qq install" in done.stderr
-    assert "python3.11 python3.11-venv" in done.stderr
