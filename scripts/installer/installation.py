@@ -121,7 +121,7 @@ def _provider(acts: Acts, layout: Layout, phid: Path) -> str:
 def _put_in_place(acts: Acts, layout: Layout, wishes: Wishes, folder: Path, provider: str) -> bool:
     """Everything but the start: True if what runs has to be started anew for it."""
     phid = folder / "bin/phid"
-    before = {path: _content(path) for path in _starting(layout)}
+    before = _starts_from(layout)
     units.write(acts, layout)
     units.make_user_and_folders(acts, layout)
     model = models.provide(acts, layout, phid, wishes.model)
@@ -138,7 +138,7 @@ def _put_in_place(acts: Acts, layout: Layout, wishes: Wishes, folder: Path, prov
     if not layout.command.exists() or _is_ours(layout.command):
         acts.write(layout.command, _COMMAND, 0o755)
     switched = venvs.switch(acts, layout, folder)
-    return switched or before != {path: _content(path) for path in _starting(layout)}
+    return switched or before != _starts_from(layout)
 
 
 def _start(
@@ -198,9 +198,11 @@ def _device(layout: Layout) -> str:
     return str(configuration.settings(layout, layout.phid).get("device", ""))
 
 
-def _starting(layout: Layout) -> list[Path]:
-    """What the daemon is started from, beside its environment."""
-    return [layout.unit, *sorted(layout.drop_ins.glob("*.conf"))]
+def _starts_from(layout: Layout) -> dict[Path, bytes | int | None]:
+    """What the daemon is started from, beside its environment; its models are looked for then."""
+    files = [layout.unit, *sorted(layout.drop_ins.glob("*.conf"))]
+    found: dict[Path, bytes | int | None] = {path: _content(path) for path in files}
+    return found | {layout.models / name: mark for name, mark in models.seen(layout).items()}
 
 
 def _content(path: Path) -> bytes | None:

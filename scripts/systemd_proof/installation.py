@@ -19,6 +19,7 @@ from systemd_proof.machine import (
     DROP_INS,
     UNIT,
     WHEELHOUSE,
+    MemoryGroup,
     install,
     pid,
     requester,
@@ -102,6 +103,8 @@ def limits_of_memory_come_from_the_settings() -> str:
         assert status == 0, said
         high, most = int(show("MemoryHigh")) >> 20, int(show("MemoryMax")) >> 20
         assert 1000 < high < most < 2000, (high, most)
+        # A limit that the kernel cannot keep is told.
+        assert ("holds nothing back" in said) != MemoryGroup().there, said
     finally:
         CONFIG.write_text(good)
     status, said = install()

@@ -112,31 +112,25 @@ def start_anew() -> None:
 
 
 class MemoryGroup:
-    """The unit's control group, where the kernel counts and bounds its memory; version 1 or 2."""
+    """The unit's control group, where the kernel counts and bounds its memory."""
 
     def __init__(self) -> None:
-        group = show("ControlGroup")
-        version_1 = Path(f"/sys/fs/cgroup/memory{group}")
-        self.version = 1 if version_1.exists() else 2
-        self._folder = version_1 if self.version == 1 else Path(f"/sys/fs/cgroup{group}")
+        self._folder = Path(f"/sys/fs/cgroup{show('ControlGroup')}")
 
     @property
     def there(self) -> bool:
         """False where the kernel gives no memory controller."""
-        return (
-            self._folder / ("memory.stat" if self.version == 2 else "memory.usage_in_bytes")
-        ).exists()
+        return (self._folder / "memory.max").exists()
 
     @property
     def anonymous_bytes(self) -> int:
         """What only ending a process would free."""
-        return self._fields("memory.stat")["anon" if self.version == 2 else "rss"]
+        return self._fields("memory.stat")["anon"]
 
     @property
     def killed(self) -> int:
         """How many of its processes the kernel has ended for memory."""
-        name = "memory.events" if self.version == 2 else "memory.oom_control"
-        return self._fields(name)["oom_kill"]
+        return self._fields("memory.events")["oom_kill"]
 
     def _fields(self, name: str) -> dict[str, int]:
         lines = (self._folder / name).read_text().splitlines()

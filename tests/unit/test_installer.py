@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from installer import configuration, hardware, health, models, units, venvs
+from installer import configuration, hardware, health, installation, models, units, venvs
 from installer.acts import Acts, Failed
 from installer.installation import uninstall
 from installer.layout import Layout
@@ -260,6 +260,19 @@ def test_a_model_that_is_there_is_kept(acts: Acts, layout: Layout) -> None:
     folder.mkdir(parents=True)
     (folder / "genai_config.json").touch()
     assert models.provide(acts, layout, Path("/no/phid"), None) == ""
+
+
+def test_a_model_that_comes_or_is_replaced_is_a_reason_to_start_anew(layout: Layout) -> None:
+    before = installation._starts_from(layout)
+    config = layout.models / "mine/genai_config.json"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    came = installation._starts_from(layout)
+    assert came != before
+    assert installation._starts_from(layout) == came
+    config.rename(config.with_name("old"))
+    shutil.copy2(config.with_name("old"), config)
+    assert installation._starts_from(layout) != came
 
 
 def test_a_folder_that_is_no_model_is_refused(acts: Acts, layout: Layout, tmp_path: Path) -> None:
