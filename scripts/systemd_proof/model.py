@@ -23,6 +23,7 @@ EXIT_NOT_ONLINE = 3
 
 
 def without_the_hub_it_is_installed_all_the_same_and_says_how_to_go_on() -> str:
+    _have_no_model()
     status, said = install(environment={"HF_ENDPOINT": NOBODY})
     assert status == EXIT_NOT_ONLINE, said
     (told,) = re.findall(r"^\S+ fits this machine, and could not be fetched:$", said, re.MULTILINE)
@@ -36,6 +37,7 @@ def without_the_hub_it_is_installed_all_the_same_and_says_how_to_go_on() -> str:
 
 
 def the_model_that_fits_is_fetched_from_the_hub_and_answers() -> str:
+    _have_no_model()
     with _hub() as hub:
         began = time.monotonic()
         status, said = install(environment={"HF_ENDPOINT": hub.endpoint})
@@ -58,6 +60,12 @@ def the_model_that_fits_is_fetched_from_the_hub_and_answers() -> str:
         f"{name} by phid models fit, {sent_mb:.0f} MB of a stand-in for it, online after"
         f" {took_s:.0f} s: {text!r}"
     )
+
+
+def _have_no_model() -> None:
+    if list(MODELS.glob("*/genai_config.json")):
+        status, said = install("--uninstall", "--purge")
+        assert status == 0, said
 
 
 @contextlib.contextmanager
