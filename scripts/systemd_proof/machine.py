@@ -61,6 +61,13 @@ def engine_pid() -> int:
     return found[0] if found else 0
 
 
+def anonymous_bytes(process: int) -> int:
+    """What a process has of its own, and not from files."""
+    status = Path(f"/proc/{process}/status").read_text()
+    kilobytes = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
+    return int(kilobytes.split()[1]) << 10
+
+
 def until(fact: Callable[[], Any], timeout: float = 60, what: str = "it") -> Any:
     deadline = time.monotonic() + timeout
     while not (value := fact()):
@@ -123,9 +130,10 @@ class MemoryGroup:
         return (self._folder / "memory.max").exists()
 
     @property
-    def anonymous_bytes(self) -> int:
-        """What only ending a process would free."""
-        return self._fields("memory.stat")["anon"]
+    def unreclaimable_bytes(self) -> int:
+        """What only the end of a process would free."""
+        held = self._fields("memory.stat")
+        return held["anon"] + held["shmem"] + held.get("kernel", 0)
 
     @property
     def killed(self) -> int:

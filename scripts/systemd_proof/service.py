@@ -15,6 +15,7 @@ from systemd_proof.machine import (
     CONFIG,
     UNIT,
     MemoryGroup,
+    anonymous_bytes,
     drop_in,
     engine_pid,
     online,
@@ -136,8 +137,9 @@ def a_kernel_that_ends_the_engine_for_memory_leaves_the_service_up() -> str:
         service, engine, wall, killed = pid(), engine_pid(), time.time(), group.killed
         client.request({"id": "at-work", "prompt": "Count to one hundred.", "max_tokens": 200})
         time.sleep(0.3)
-        # A request that is too large for a limit is refused; so it is the limit that comes down.
-        limit = group.anonymous_bytes * 6 // 10
+        # A request that is too large for a limit is refused; so it is the limit that comes down,
+        # to where there is room for the service, and for half of the engine.
+        limit = group.unreclaimable_bytes - anonymous_bytes(engine) // 2
         run("systemctl", "set-property", "--runtime", UNIT, f"MemoryMax={limit}")
         try:
             until(lambda: group.killed > killed, what="the kernel's kill")
