@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import configuration, hardware, health, models, units, venvs
+from installer import configuration, hardware, health, models, systems, units, venvs
 from installer.acts import Acts, Failed
 from installer.layout import Layout
 
@@ -20,6 +20,11 @@ if [ "$(id -u)" = 0 ]; then
 fi
 exec /opt/phid/.venv/bin/phid "$@"
 """
+
+_NO_CONTROLLER = (
+    "this kernel has no memory controller (Raspberry Pi OS: append cgroup_enable=memory to the line"
+    " in /boot/firmware/cmdline.txt, and reboot)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,9 @@ def install(acts: Acts, layout: Layout, wishes: Wishes) -> bool:
 
     Raises Failed; an installation that was there is then as it was before.
     """
+    system = systems.of(layout.root)
+    acts.say(system.says)
+    system.check()
     _check_writable(acts, layout)
     units.check_credentials(layout)
     venvs.adopt(acts, layout)
@@ -113,7 +121,7 @@ def _provider(acts: Acts, layout: Layout, phid: Path) -> str:
 def _put_in_place(acts: Acts, layout: Layout, wishes: Wishes, folder: Path, provider: str) -> bool:
     """Everything but the start: True if what runs has to be started anew for it."""
     phid = folder / "bin/phid"
-    before = {path: _content(path) for path in _starting(layout)}
+    before = _starts_from(layout)
     units.write(acts, layout)
     units.make_user_and_folders(acts, layout)
     model = models.provide(acts, layout, phid, wishes.model)
@@ -122,13 +130,15 @@ def _put_in_place(acts: Acts, layout: Layout, wishes: Wishes, folder: Path, prov
     if model and settings and settings.get("engine.model") != model:
         acts.say(f'{layout.config} is yours: to run {model}, set model = "{model}" in [engine]')
     units.write_drop_ins(acts, layout, settings, hardware.drop_in(provider))
+    if (layout.drop_ins / units.MEMORY).exists() and not systems.has_memory_controller(layout.root):
+        acts.say(f"{layout.drop_ins / units.MEMORY} holds nothing back: {_NO_CONTROLLER}")
     for name in ("README.md", "LICENSE"):
         text = (layout.checkout / name).read_text(encoding="utf-8")
         acts.write(layout.shipped / name, text)
     if not layout.command.exists() or _is_ours(layout.command):
         acts.write(layout.command, _COMMAND, 0o755)
     switched = venvs.switch(acts, layout, folder)
-    return switched or before != {path: _content(path) for path in _starting(layout)}
+    return switched or before != _starts_from(layout)
 
 
 def _start(
@@ -188,9 +198,11 @@ def _device(layout: Layout) -> str:
     return str(configuration.settings(layout, layout.phid).get("device", ""))
 
 
-def _starting(layout: Layout) -> list[Path]:
-    """What the daemon is started from, beside its environment."""
-    return [layout.unit, *sorted(layout.drop_ins.glob("*.conf"))]
+def _starts_from(layout: Layout) -> dict[Path, bytes | int | None]:
+    """What the daemon is started from, beside its environment; its models are looked for then."""
+    files = [layout.unit, *sorted(layout.drop_ins.glob("*.conf"))]
+    found: dict[Path, bytes | int | None] = {path: _content(path) for path in files}
+    return found | {layout.models / name: mark for name, mark in models.seen(layout).items()}
 
 
 def _content(path: Path) -> bytes | None:

@@ -22,6 +22,12 @@ def present(layout: Layout) -> list[str]:
         return []
 
 
+def seen(layout: Layout) -> dict[str, int]:
+    """The models that are there, each with a number that is another where it was replaced."""
+    configs = (layout.models / name / "genai_config.json" for name in present(layout))
+    return {path.parent.name: path.stat().st_ctime_ns for path in configs}
+
+
 def is_to_be_fetched(layout: Layout, wanted: str | None) -> bool:
     """Whether the model is to come from the hub."""
     if wanted is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from installer import configuration, hardware, health, models, units, venvs
+from installer import configuration, hardware, health, installation, models, units, venvs
 from installer.acts import Acts, Failed
 from installer.installation import uninstall
 from installer.layout import Layout
@@ -262,6 +262,19 @@ def test_a_model_that_is_there_is_kept(acts: Acts, layout: Layout) -> None:
     assert models.provide(acts, layout, Path("/no/phid"), None) == ""
 
 
+def test_a_model_that_comes_or_is_replaced_is_a_reason_to_start_anew(layout: Layout) -> None:
+    before = installation._starts_from(layout)
+    config = layout.models / "mine/genai_config.json"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    came = installation._starts_from(layout)
+    assert came != before
+    assert installation._starts_from(layout) == came
+    config.rename(config.with_name("old"))
+    shutil.copy2(config.with_name("old"), config)
+    assert installation._starts_from(layout) != came
+
+
 def test_a_folder_that_is_no_model_is_refused(acts: Acts, layout: Layout, tmp_path: Path) -> None:
     with pytest.raises(Failed, match="is no model"):
         models.provide(acts, layout, Path("/no/phid"), str(tmp_path))
@@ -395,27 +408,3 @@ def test_there_must_be_something_to_upgrade(tmp_path: Path) -> None:
     done = install("--dry-run", "--upgrade", "--root", tmp_path)
     assert done.returncode == 1
     assert "there is nothing to upgrade" in done.stderr
-
-
-def test_without_a_python_it_says_what_is_needed(tmp_path: Path) -> None:
-    for tool in ("bash", "dirname", "id", "readlink"):
-        (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
-    (tmp_path / "python3").write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.12\nexit 1\n'
-    )
-    (tmp_path / "python3").chmod(0o755)
-    done = install("--dry-run", PATH=str(tmp_path))
-    assert done.returncode == 1
-    assert "needs Python 3.11, 3.12 or 3.13; here is Python 3.10.12" in done.stderr
-    assert "uv" in done.stderr
-
-
-def test_without_a_python_it_takes_the_distributions_own(tmp_path: Path) -> None:
-    test_without_a_python_it_says_what_is_needed(tmp_path)
-    for tool in ("apt-get", "apt-cache"):
-        (tmp_path / tool).write_text("#!/bin/sh\nexit 0\n")
-        (tmp_path / tool).chmod(0o755)
-    done = install("--dry-run", PATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert "would run env DEBIAN_FRONTEND=noninteractive apt-get -qq install" in done.stderr
-    assert "python3.11 python3.11-venv" in done.stderr
