@@ -14,7 +14,7 @@ from typing import Any, Self
 import paho.mqtt.client as paho
 
 from rig import Daemon, serving
-from wire import BASE, Requester
+from wire import BASE, PATIENCE, Requester
 
 # Tiny, each wrong in its own way.
 BAD = (
@@ -49,7 +49,7 @@ class Flooder:
         client.connect("127.0.0.1", port)
         client.loop_start()
         client.subscribe(f"{BASE}/dut/out/res/{name}/+", 1)
-        assert self._subscribed.wait(10)
+        assert self._subscribed.wait(10 * PATIENCE)
         self._client = client
 
     def close(self) -> None:

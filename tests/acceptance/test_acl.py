@@ -21,7 +21,7 @@ import pytest
 
 from authority import Authority
 from rig import ROOT, Daemon, free_port, wait_for_port
-from wire import BASE, Requester
+from wire import BASE, PATIENCE, Requester
 
 pytestmark = pytest.mark.mosquitto
 
@@ -62,7 +62,7 @@ class Site:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=60 * PATIENCE,
             check=False,
         )
 
@@ -100,7 +100,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         broker = subprocess.Popen(
             ["mosquitto", "-c", str(folder / "mosquitto.conf")], stdout=log, stderr=log
         )
-        stack.callback(broker.wait, 10)
+        stack.callback(broker.wait, 10 * PATIENCE)
         stack.callback(broker.terminate)
         wait_for_port(port)
         daemon = Daemon(
@@ -120,6 +120,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         with site.member("wall", "first") as watcher:
             watcher.listen(f"{BASE}/dut/out/status")
             watcher.status("online")
+        with site.member("ops") as ops:
+            ops.ctl("ping")  # it is answered after the cameras are subscribed to
         yield site
         print(daemon.log[-4000:], (folder / "mosquitto.log").read_text()[-2000:])
 

@@ -69,7 +69,7 @@ def way(
             assert broker.stdin is not None
             broker.stdin.close()
             broker.terminate()
-            broker.wait(10)
+            broker.wait(10 * PATIENCE)
         print(daemon.log[-6000:])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rig import ROOT
+from wire import PATIENCE
 
 pytestmark = [pytest.mark.mosquitto, pytest.mark.model, pytest.mark.namespace]
 
@@ -29,7 +30,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> dict[str
         env=environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=80 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

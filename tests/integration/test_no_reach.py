@@ -17,7 +17,7 @@ from phid.control import VERBS
 from phid.requests import CancelRequest, Command, ModelCommand, Request, WatchCommand
 from phid.watches import Watch
 from rig import Daemon, Mosquitto
-from wire import BASE, Requester
+from wire import BASE, PATIENCE, Requester
 
 pytestmark = pytest.mark.mosquitto
 
@@ -236,7 +236,7 @@ def test_whoever_reached_for_it_would_be_seen(bait: Path, spied: Path, does: str
         [sys.executable, "-c", program],
         env={"PYTHONPATH": str(spied), "PATH": os.environ["PATH"], "RES_OPTIONS": "attempts:1"},
         capture_output=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
     assert seen.read_text().count("\n") >= 1

@@ -199,19 +199,23 @@ def is_looked_at(listener: Requester) -> bool:
 def test_requests_go_first_and_a_running_watch_gives_way(
     start_daemon: DaemonFactory, mosquitto: Mosquitto, listener: Requester
 ) -> None:
-    long = '@script {"prefill_ms": 200, "tokens": 100, "token_ms": 50}'
-    start_daemon(**watching(yard(prompt=long, min_interval_s=0)), health__discover_spread_s="0")
+    start_daemon(**watching(), health__discover_spread_s="0")
+    # An answer that takes longer than anybody here waits.
+    endless = '@script {"prefill_ms": 200, "tokens": 4000, "token_ms": 100}'
+    watch = yard(prompt=endless, max_tokens=4000, min_interval_s=0)
+    assert listener.ctl("watch", **watch)["ok"]
     camera = Camera(mosquitto.port, "frigate/porch/person/snapshot", 30)
     with cameras(camera):
-        until(lambda: is_looked_at(listener), what="a look at the camera")  # of five seconds
+        until(lambda: is_looked_at(listener), what="a look at the camera")
         ids = [f"r{n}" for n in range(5)]
         for request_id in ids:
             listener.request({"id": request_id, "prompt": '@script {"prefill_ms": 300}'})
         for request_id in ids:
             assert listener.outcome(request_id)["type"] == "result"
-        assert results(listener) == []  # which has not been waited for
+        assert results(listener) == []
+        assert health(listener)["watch_yielded_total"] >= 1
+        assert listener.ctl("watch", name="yard", prompt=SLOW)["ok"]
         until(lambda: results(listener), what="an answer when no request waits")
-    assert health(listener)["watch_yielded_total"] >= 1
 
 
 def test_a_retained_frame_is_not_looked_at(

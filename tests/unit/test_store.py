@@ -257,11 +257,11 @@ def test_one_process_at_a_time_changes_a_model(shelf: Path) -> None:
 
     second = threading.Thread(target=change)
     second.start()
-    assert waited.wait(10)
+    assert waited.wait(60)
     assert said == ["waiting for another process that works on m"]
     assert not inside.is_set()
     other.kill()  # however it ends
-    assert inside.wait(10)
+    assert inside.wait(60)
     second.join()
     other.communicate()
 
