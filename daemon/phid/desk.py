@@ -75,7 +75,12 @@ class Desk:
         self.ledger = Ledger(
             keep_s=limits.dedupe_s, keep_entries=limits.dedupe_entries, on_forget=records.forget
         )
+        self.gathering.parts.on_drop = records.parts_dropped
         self._allowance = Allowance(limits.rate_per_client, limits.burst_per_client)
+        # As many parts as a client's requests can name.
+        self._parts_allowance = Allowance(
+            limits.rate_per_client * vision.max_images, limits.burst_per_client * vision.max_images
+        )
         outbox.on_told = records.told
         self._answers = Answers(settings.topics, self.ledger, records, outbox, health, tell)
         self._records = records
@@ -97,6 +102,9 @@ class Desk:
         self.ledger.keep_s, self.ledger.keep_entries = limits.dedupe_s, limits.dedupe_entries
         self._allowance.rate_per_minute = limits.rate_per_client
         self._allowance.burst = limits.burst_per_client
+        most = settings.vision.max_images
+        self._parts_allowance.rate_per_minute = limits.rate_per_client * most
+        self._parts_allowance.burst = limits.burst_per_client * most
         self._runner.delta_interval_s = settings.stream.delta_interval_ms / 1000
         parts, vision = self.gathering.parts, settings.vision
         parts.limit_bytes, parts.keep_s = vision.parts_bytes, vision.parts_s
@@ -146,8 +154,12 @@ class Desk:
     def take_part(self, arrived: PartArrived, now: float, decided: Decision) -> bool:
         """Keep a picture that is sent apart; its request goes on if that was the last.
 
-        True as for `take`.
+        One for which there is no room is told as its request's outcome. True as for `take`.
         """
+        try:
+            self._check_part(arrived, now)
+        except Refused as refused:
+            arrived = replace(arrived, part=refused.failure)
         being_written = self._records.keep_part(arrived, decided)
         ticket = self.gathering.add(arrived.client, arrived.id, arrived.n, arrived.part, now)
         if ticket is not None:
@@ -385,10 +397,18 @@ class Desk:
             says = f"{len(self.gathering)} requests wait for their parts"
             raise Refused(Code.BUSY, says, retry_after_ms=self._retry_after_ms)
         self.backlog.check_room(arrived.client, arrived.size_bytes, self._retry_after_ms)
-        self._records.check_room(arrived)
+        self._records.check_room(arrived.inbound.qos, arrived.size_bytes)
         # Last: who is refused for another reason has not used up its share.
         if (wait_ms := self._allowance.take(arrived.client, now)) is not None:
             says = f"{self._allowance.rate_per_minute:g} requests a minute of one client"
+            raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)
+
+    def _check_part(self, arrived: PartArrived, now: float) -> None:
+        if not isinstance(arrived.part, bytes):
+            return
+        self._records.check_room(arrived.qos, len(arrived.part))
+        if (wait_ms := self._parts_allowance.take(arrived.client, now)) is not None:
+            says = f"{self._parts_allowance.rate_per_minute:g} parts a minute of one client"
             raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)
 
     def _expire(self, now: float) -> None:
