@@ -8,9 +8,9 @@ from phid.crew import Crew
 from phid.errors import Code, Failure, Refused
 from phid.gathering import Gathering
 from phid.health import Health
-from phid.intake import RequestArrived
+from phid.intake import PartArrived, RequestArrived
 from phid.records import Records
-from phid.sections import Limits
+from phid.settings import Settings
 
 _DEFAULT_RETRY_MS = 1000
 
@@ -23,7 +23,7 @@ class Admission:
 
     def __init__(
         self,
-        limits: Limits,
+        settings: Settings,
         crew: Crew,
         backlog: Backlog,
         gathering: Gathering,
@@ -31,19 +31,25 @@ class Admission:
         health: Health,
     ) -> None:
         self.closed: Failure | None = None
+        limits, most = settings.limits, settings.vision.max_images
         self._allowance = Allowance(limits.rate_per_client, limits.burst_per_client)
+        # As many parts as a client's requests can name.
+        self._parts = Allowance(limits.rate_per_client * most, limits.burst_per_client * most)
         self._crew = crew
         self._backlog = backlog
         self._gathering = gathering
         self._records = records
         self._health = health
 
-    def configure(self, limits: Limits) -> None:
-        """Take over these limits for what comes from now on."""
+    def configure(self, settings: Settings) -> None:
+        """Take over the limits of these settings for what comes from now on."""
+        limits, most = settings.limits, settings.vision.max_images
         self._backlog.limit, self._backlog.per_client = limits.backlog, limits.per_client
         self._backlog.limit_bytes = limits.backlog_bytes
         self._allowance.rate_per_minute = limits.rate_per_client
         self._allowance.burst = limits.burst_per_client
+        self._parts.rate_per_minute = limits.rate_per_client * most
+        self._parts.burst = limits.burst_per_client * most
 
     @property
     def retry_after_ms(self) -> int:
@@ -62,10 +68,19 @@ class Admission:
             says = f"{len(self._gathering)} requests wait for their parts"
             raise Refused(Code.BUSY, says, retry_after_ms=self.retry_after_ms)
         self.check_room(arrived.client, arrived.size_bytes)
-        self._records.check_room(arrived)
+        self._records.check_room(arrived.inbound.qos, arrived.size_bytes)
         # Last: who is refused for another reason has not used up its share.
         if (wait_ms := self._allowance.take(arrived.client, now)) is not None:
             says = f"{self._allowance.rate_per_minute:g} requests a minute of one client"
+            raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)
+
+    def check_part(self, arrived: PartArrived, now: float) -> None:
+        """Raises Refused (busy) for a picture sent apart that is not to be kept."""
+        if not isinstance(arrived.part, bytes):
+            return
+        self._records.check_room(arrived.qos, len(arrived.part))
+        if (wait_ms := self._parts.take(arrived.client, now)) is not None:
+            says = f"{self._parts.rate_per_minute:g} parts a minute of one client"
             raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)
 
     def check_room(self, client: str, size_bytes: int) -> None:

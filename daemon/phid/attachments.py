@@ -140,7 +140,8 @@ def _hash(picture: Picture) -> str:
 def _fill(ref: PartRef, part: bytes | Failure) -> Image:
     field = f"part.{ref.n}"
     if isinstance(part, Failure):
-        raise Refused(part.code, f"part {ref.n}: {part.message}", field=field)
+        says, wait_ms = f"part {ref.n}: {part.message}", part.retry_after_ms
+        raise Refused(part.code, says, field=field, retry_after_ms=wait_ms)
     if ref.sha256 is not None and hashlib.sha256(part).hexdigest() != ref.sha256:
         raise Refused(Code.BAD_REQUEST, f"part {ref.n} has another SHA-256", field=field)
     return Image(part, ref.label)

@@ -69,7 +69,8 @@ class Desk:
         self.ledger = Ledger(
             keep_s=limits.dedupe_s, keep_entries=limits.dedupe_entries, on_forget=records.forget
         )
-        self.admission = Admission(limits, crew, self.backlog, self.gathering, records, health)
+        self.gathering.parts.on_drop = records.parts_dropped
+        self.admission = Admission(settings, crew, self.backlog, self.gathering, records, health)
         outbox.on_told = records.told
         self._answers = Answers(settings.topics, self.ledger, records, outbox, health, tell)
         self._records = records
@@ -85,7 +86,7 @@ class Desk:
     def configure(self, settings: Settings) -> None:
         """Take over the limits of these settings; what is already accepted stays."""
         limits = settings.limits
-        self.admission.configure(limits)
+        self.admission.configure(settings)
         self.ledger.keep_s, self.ledger.keep_entries = limits.dedupe_s, limits.dedupe_entries
         self._runner.delta_interval_s = settings.stream.delta_interval_ms / 1000
         parts, vision = self.gathering.parts, settings.vision
@@ -136,8 +137,12 @@ class Desk:
     def take_part(self, arrived: PartArrived, now: float, decided: Decision) -> bool:
         """Keep a picture that is sent apart; its request goes on if that was the last.
 
-        True as for `take`.
+        One for which there is no room is told as its request's outcome. True as for `take`.
         """
+        try:
+            self.admission.check_part(arrived, now)
+        except Refused as refused:
+            arrived = replace(arrived, part=refused.failure)
         being_written = self._records.keep_part(arrived, decided)
         ticket = self.gathering.add(arrived.client, arrived.id, arrived.n, arrived.part, now)
         if ticket is not None:

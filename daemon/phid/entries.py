@@ -51,6 +51,14 @@ class PartKept:
 
 
 @dataclass(frozen=True, slots=True)
+class PartsDropped:
+    """Nobody asked for these parts in time, or there was no room for them."""
+
+    client: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Marked:
     """A delta of it is about to be published: it is not run again from here on."""
 
@@ -92,7 +100,18 @@ class Tried:
     """Nothing, but written: whether the disk takes it."""
 
 
-Entry = Accepted | AskedAgain | PartKept | Marked | Ended | Told | Forgotten | Stepped | Tried
+Entry = (
+    Accepted
+    | AskedAgain
+    | PartKept
+    | PartsDropped
+    | Marked
+    | Ended
+    | Told
+    | Forgotten
+    | Stepped
+    | Tried
+)
 
 
 @dataclass(frozen=True, slots=True)

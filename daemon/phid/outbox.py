@@ -133,17 +133,18 @@ class Outbox:
 
         A broken link loses it together with our word to the broker, which asks us again.
         """
-        self.put(
-            Publication(address.topic, message, address.correlation, answer=True, decided=decided)
-        )
+        self._put_in_front(Publication(address.topic, message, address.correlation), decided)
 
     def repeat(
         self, address: ReplyAddress, outcome: Outcome, decided: Decision | None = None
     ) -> None:
         """Publish an outcome told before, for one who asks again: as a refusal, it may be lost."""
-        self.put(
-            Publication(address.topic, outcome, address.correlation, answer=True, decided=decided)
-        )
+        self._put_in_front(Publication(address.topic, outcome, address.correlation), decided)
+
+    def _put_in_front(self, publication: Publication, decided: Decision | None) -> None:
+        """Publish an answer that may be lost, but not behind its request's acknowledgement."""
+        decided = decided if decided is not None and decided.awaited else None
+        self.put(replace(publication, answer=True, decided=decided))
 
     def send_now(
         self, topic: str, message: BaseModel | bytes, correlation: bytes | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from phid.errors import Failure
@@ -11,25 +13,35 @@ Part = bytes | Failure
 """A part's bytes, or why they cannot be taken: what is wrong with it is its request's outcome."""
 
 _MAX_KEYS = 256
+# What one that cannot be taken counts as: no bytes of it are kept, and yet there may be many.
+_FAILURE_BYTES = 1024
 
 
 @dataclass(slots=True)
 class _Kept:
     since: float
     parts: dict[int, Part] = field(default_factory=dict)
+    size_bytes: int = 0
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(len(part) for part in self.parts.values() if isinstance(part, bytes))
+    def put(self, n: int, part: Part) -> int:
+        """By how many bytes it has grown."""
+        grown = _size_bytes(part) - _size_bytes(self.parts.get(n, b""))
+        self.parts[n] = part
+        self.size_bytes += grown
+        return grown
 
 
 class Parts:
     """The parts that have come, by request; those that nobody asks for are dropped in time.
 
     Parts may come before their request or after it, and one may come again: the last counts.
+    `on_drop` is called with the request whose parts were dropped.
     """
 
-    def __init__(self, *, limit_bytes: int, keep_s: float) -> None:
+    def __init__(
+        self, *, limit_bytes: int, keep_s: float, on_drop: Callable[[Key], None] = lambda _: None
+    ) -> None:
+        self.on_drop = on_drop
         self.limit_bytes = limit_bytes
         self.keep_s = keep_s
         self.dropped = 0
@@ -37,13 +49,13 @@ class Parts:
         self._bytes = 0
 
     def add(self, key: Key, n: int, part: Part, now: float) -> None:
-        """Keep part n of a request; the oldest requests' parts go when there is no room."""
-        kept = self._kept.setdefault(key, _Kept(now))
-        self._bytes -= kept.size_bytes
-        kept.parts[n] = part
-        self._bytes += kept.size_bytes
+        """Keep part n of a request.
+
+        When there is no room the oldest go, of the client that has most: who floods drops his own.
+        """
+        self._bytes += self._kept.setdefault(key, _Kept(now)).put(n, part)
         while self._bytes > self.limit_bytes or len(self._kept) > _MAX_KEYS:
-            self._drop(next(iter(self._kept)))
+            self._drop(self._first_to_go())
 
     def missing(self, key: Key, wanted: frozenset[int]) -> tuple[int, ...]:
         """Which of the parts have not come, in order."""
@@ -63,5 +75,17 @@ class Parts:
         for key in [k for k, kept in self._kept.items() if kept.since + self.keep_s <= now]:
             self._drop(key)
 
+    def _first_to_go(self) -> Key:
+        held: Counter[str] = Counter()
+        for (client, _), kept in self._kept.items():
+            held[client] += kept.size_bytes + 1
+        ((most, _),) = held.most_common(1)
+        return next(key for key in self._kept if key[0] == most)
+
     def _drop(self, key: Key) -> None:
         self.dropped += len(self.take(key))
+        self.on_drop(key)
+
+
+def _size_bytes(part: Part) -> int:
+    return len(part) if isinstance(part, bytes) else _FAILURE_BYTES

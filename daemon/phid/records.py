@@ -11,6 +11,7 @@ from phid.entries import (
     Forgotten,
     Marked,
     PartKept,
+    PartsDropped,
     Stepped,
     Told,
     Tried,
@@ -20,7 +21,7 @@ from phid.health import Health, percentile
 from phid.intake import PartArrived, RequestArrived
 from phid.jobs import Image
 from phid.journal import Journal
-from phid.ledger import ReplyAddress, Ticket
+from phid.ledger import Key, ReplyAddress, Ticket
 from phid.messages import Outcome
 from phid.traffic import Decision
 from phid.wallclock import WallClock
@@ -77,16 +78,16 @@ class Records:
             self._journal.write(*self._entries)
             self._entries = []
 
-    def check_room(self, arrived: RequestArrived) -> None:
-        """Raises Refused (busy) for a request that could not be written."""
+    def check_room(self, qos: int, size_bytes: int) -> None:
+        """Raises Refused (busy) for a message that could not be written."""
         journal = self._journal
-        if journal is None or not arrived.inbound.qos:
+        if journal is None or not qos:
             return
         retry_after_ms = round(_TRY_AGAIN_S * 1000)
         if journal.failing is not None:
             says = f"what is accepted cannot be kept: {journal.failing}"
             raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
-        if journal.used_bytes + arrived.size_bytes > journal.max_bytes:
+        if journal.used_bytes + size_bytes > journal.max_bytes:
             says = f"the journal is full: {journal.used_bytes} bytes"
             raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
 
@@ -135,6 +136,11 @@ class Records:
         self._entries.append(PartKept(arrived.client, arrived.id, arrived.n, part, ts, decided))
         return True
 
+    def parts_dropped(self, key: Key) -> None:
+        """Nobody has asked for these parts: they need no room on the disk either."""
+        if self._journal is not None:
+            self._journal.write_later(PartsDropped(*key))
+
     def mark(self, ticket: Ticket) -> None:
         """Have it on the disk that deltas of it are published, from soon on."""
         if self._journal is None or ticket.number is None:
@@ -182,7 +188,9 @@ class Records:
 
     def not_written(self, entry: Entry) -> None:
         """Keep what must be tried again."""
-        if self._journal is not None and isinstance(entry, Ended | Told | Forgotten | Stepped):
+        if self._journal is not None and isinstance(
+            entry, Ended | Told | Forgotten | PartsDropped | Stepped
+        ):
             self._journal.write_later(entry)
 
     def _time_of_day(self) -> float:

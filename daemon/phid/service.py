@@ -323,7 +323,7 @@ class Service:
         arrival = self._operations.intake.read(inbound)
         if arrival is None:
             return None
-        decided = Decision()
+        decided = Decision(awaited=inbound.qos > 0)
         self._mailbox.put(Arrived(arrival, decided))
         while not decided.wait(0.1) and not self._closed:
             pass

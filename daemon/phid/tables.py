@@ -15,6 +15,7 @@ from phid.entries import (
     Left,
     Marked,
     PartKept,
+    PartsDropped,
     Row,
     Stepped,
     Told,
@@ -46,12 +47,13 @@ CREATE TABLE pictures (
 
 # Of parts that no open request asks for; settings allow a wait of an hour.
 _PARTS_KEPT_S = 3600.0
-_DROP_STRAY_PARTS = """
-DELETE FROM pictures WHERE ts < ? AND NOT EXISTS (
+_NO_REQUEST = """NOT EXISTS (
     SELECT 1 FROM requests
     WHERE requests.client = pictures.client AND requests.id = pictures.id AND outcome IS NULL
 )
 """
+_DROP_STRAY_PARTS = f"DELETE FROM pictures WHERE ts < ? AND {_NO_REQUEST}"  # noqa: S608 - no input
+_DROP_PARTS = f"DELETE FROM pictures WHERE client = ? AND id = ? AND n >= 0 AND {_NO_REQUEST}"  # noqa: S608
 
 
 _STEP = """
@@ -60,7 +62,7 @@ UPDATE requests SET accepted_ts = accepted_ts + :by_s, deadline_ts = deadline_ts
 """
 
 
-def apply(database: sqlite3.Connection, entry: Entry) -> None:
+def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901 - a case each
     """Write an entry, within the transaction that is open."""
     match entry:
         case Accepted():
@@ -73,6 +75,8 @@ def apply(database: sqlite3.Connection, entry: Entry) -> None:
         case PartKept(client, request_id, n, data, ts):
             _keep(database, client, request_id, n, ts, data)
             database.execute(_DROP_STRAY_PARTS, (ts - _PARTS_KEPT_S,))
+        case PartsDropped(client, request_id):
+            database.execute(_DROP_PARTS, (client, request_id))
         case Marked(number):
             database.execute("UPDATE requests SET marked = 1 WHERE number = ?", (number,))
         case Ended(number, outcome, ts):

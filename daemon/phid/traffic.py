@@ -86,9 +86,13 @@ class Decision(threading.Event):
 
     It is acknowledged to the broker then, unless an answer to it is `owed`: one that waits for its
     place among the publications in flight. A link that breaks first brings the message again.
+    `awaited` is False for one of QoS 0, which is not acknowledged at all.
     """
 
-    owed = False
+    def __init__(self, *, awaited: bool = True) -> None:
+        super().__init__()
+        self.awaited = awaited
+        self.owed = False
 
     @property
     def acknowledges(self) -> bool:

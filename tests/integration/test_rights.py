@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 
 from flood import rss_kb
+from integration.test_frames_wire import SOUND
 from phid.control import VERBS
 from rig import DaemonFactory, until
 from wire import BASE, Requester
@@ -120,6 +122,46 @@ def test_a_rate_is_taken_over_by_a_reload_and_is_none_by_default(
     assert requester.ctl("reload")["ok"]
     assert requester.ask("x")["type"] == "result"
     assert requester.ask("x")["code"] == "busy"
+
+
+def test_parts_have_the_rate_of_the_requests_that_can_name_them(
+    start_daemon: DaemonFactory, requester: Requester
+) -> None:
+    start_daemon(limits__rate_per_client=1, limits__burst_per_client=1, vision__max_images=2)
+    for n in range(3):
+        requester.publish(f"{BASE}/dut/in/part/{requester.name}/r/{n}", SOUND)
+    frame = {"prompt": "what?", "id": "r", "images": [{"part": 0}, {"part": 2}]}
+    requester.publish(f"{BASE}/dut/in/frame/{requester.name}", frame, reply_to=requester.rx)
+    error = requester.outcome("r")
+    assert (error["code"], error["field"]) == ("busy", "part.2")
+    assert 0 < error["retry_after_ms"] <= 30_000
+
+
+def test_parts_that_nobody_asks_for_do_not_keep_requests_out_of_the_journal(
+    start_daemon: DaemonFactory, requester: Requester
+) -> None:
+    daemon = start_daemon(journal__max_bytes=4 << 20, vision__parts_s=1)
+    for n in range(5):
+        topic = f"{BASE}/dut/in/part/{requester.name}/s{n}/0"
+        requester.publish(topic, SOUND + bytes(1 << 20))
+    frame = {"prompt": "what?", "id": "s4", "images": [{"part": 0}]}
+    requester.publish(f"{BASE}/dut/in/frame/{requester.name}", frame, reply_to=requester.rx)
+    error = requester.outcome("s4")
+    assert (error["code"], error["field"]) == ("busy", "part.0")
+    assert "journal is full" in error["message"]
+    assert requester.ask("x")["type"] == "result"
+    time.sleep(1)  # vision.parts_s
+
+    def shown() -> bool:
+        request_id = uuid.uuid4().hex[:8]
+        topic = f"{BASE}/dut/in/part/{requester.name}/{request_id}/0"
+        requester.publish(topic, SOUND + bytes(1 << 20))
+        topic = f"{BASE}/dut/in/frame/{requester.name}"
+        requester.publish(topic, frame | {"id": request_id}, reply_to=requester.rx)
+        return bool(requester.outcome(request_id)["type"] == "result")
+
+    until(shown, what="room for a part")
+    assert not daemon.logged("journal_not_written")
 
 
 def test_a_flood_over_the_rate_costs_no_memory_and_nobody_else(

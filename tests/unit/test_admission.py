@@ -25,9 +25,9 @@ from phid.settings import Settings
 from phid.traffic import Inbound
 from phid.worker import Worker
 
-SETTINGS = Settings(device="dev")
-INTAKE = Intake(SETTINGS.topics, payload_bytes=1024, max_tokens=100, deadline_ms=1000)
 LIMITS = Limits(backlog=2, per_client=2, rate_per_client=60, burst_per_client=1)
+SETTINGS = Settings(device="dev", limits=LIMITS)
+INTAKE = Intake(SETTINGS.topics, payload_bytes=1024, max_tokens=100, deadline_ms=1000)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def admission(backlog: Backlog, gathering: Gathering, tmp_path: Path) -> Admissi
         partial(Worker, post=print, restart_max_s=1),
     )
     health = Health(tmp_path)
-    return Admission(LIMITS, crew, backlog, gathering, Records(None, health), health)
+    return Admission(SETTINGS, crew, backlog, gathering, Records(None, health), health)
 
 
 def arrived(client: str = "c") -> RequestArrived:
@@ -122,7 +122,8 @@ def test_who_is_refused_for_lack_of_room_has_not_used_up_its_share(
 def test_new_limits_hold_from_now_on(admission: Admission, backlog: Backlog) -> None:
     assert code_of(admission, arrived()) is None
     assert code_of(admission, arrived()) is Code.BUSY
-    admission.configure(LIMITS.model_copy(update={"burst_per_client": 2, "backlog": 1}))
+    limits = LIMITS.model_copy(update={"burst_per_client": 2, "backlog": 1})
+    admission.configure(SETTINGS.model_copy(update={"limits": limits}))
     assert code_of(admission, arrived()) is None
     backlog.push(ticket())
     assert code_of(admission, arrived("another")) is Code.BUSY

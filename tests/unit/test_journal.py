@@ -26,6 +26,7 @@ from phid.entries import (
     Marked,
     NotWritten,
     PartKept,
+    PartsDropped,
     Stepped,
     Told,
     Tried,
@@ -156,6 +157,20 @@ def test_parts_that_nobody_asks_for_go_in_time(path: Path) -> None:
     book.write(PartKept("c", "y", 0, b"new", 10_000.0))
     book.journal.stop()
     assert sorted(part.id for part in again(path).parts) == ["r1", "y"]
+
+
+def test_parts_that_were_dropped_go_at_once_but_not_those_of_an_open_request(path: Path) -> None:
+    book = Book(path)
+    of_camera = ((-1, b"seen"),)
+    book.write(accepted(1, pictures=of_camera), PartKept("c", "r1", 0, b"wanted", 10.0))
+    book.write(PartKept("c", "x", 0, b"y" * MIB, 10.0), PartKept("d", "x", 0, b"other", 10.0))
+    large = book.journal.used_bytes
+    book.write(PartsDropped("c", "x"), PartsDropped("c", "r1"))
+    assert book.journal.used_bytes < large - MIB + 100_000
+    book.journal.stop()
+    left = again(path)
+    assert sorted((part.client, part.id) for part in left.parts) == [("c", "r1"), ("d", "x")]
+    assert left.rows[0].accepted.pictures == of_camera
 
 
 def test_what_comes_while_the_disk_is_busy_goes_into_one_commit(path: Path) -> None:
