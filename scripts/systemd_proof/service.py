@@ -152,7 +152,7 @@ def a_kernel_that_ends_the_engine_for_memory_leaves_the_service_up() -> str:
     assert engine_pid() != engine
     said = words(wall - 1, "-o", "cat").splitlines()
     assert any("killed by the OOM killer" in line for line in said), said
-    (told,) = [json.loads(line) for line in said if '"engine_ended"' in line]
+    told, *_ = [json.loads(line) for line in said if '"engine_ended"' in line]
     assert "SIGKILL (out of memory" in told["why"], told
     return (
         f"at MemoryMax={limit >> 20}M the engine {told['why']}; the same service, another engine,"
