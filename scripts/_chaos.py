@@ -420,7 +420,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         max_rss = ask_on(options, askers, pinger, faults, daemon)
         ended.set()
         breaker.join(60)
-        settle(askers, time.monotonic() + options.settle)
+        settle(askers, options.settle)
         progress(f"{time.monotonic() - began:.0f} s", 1.0)
         figures = judge(askers, pinger, faults)
         figures["max_service_rss_mb"] = round(max_rss, 1)
@@ -455,13 +455,15 @@ def ask_on(
     return most
 
 
-def settle(askers: list[Asker], late: float) -> None:
-    """With nothing breaking any more, ask again until everything is answered, or it is late."""
-    while (now := time.monotonic()) < late:
+def settle(askers: list[Asker], patience_s: float) -> None:
+    """With nothing breaking any more, ask again until all is answered, or nothing is any more."""
+    records = [one for asker in askers for one in asker.records.values()]
+    left, late = len(records), time.monotonic() + patience_s
+    while left and (now := time.monotonic()) < late:
         for asker in askers:
             asker.tick(now, more=False)
-        if all(one.ended for asker in askers for one in asker.records.values()):
-            return
+        if (still := sum(not one.ended for one in records)) < left:
+            left, late = still, now + patience_s
         time.sleep(0.05)
 
 
@@ -488,7 +490,9 @@ def main() -> int:
         metavar=("MIN", "MAX"),
         help="seconds between two faults (0.5 3)",
     )
-    parser.add_argument("--settle", type=float, default=60.0, help="most seconds after (60)")
+    parser.add_argument(
+        "--settle", type=float, default=60.0, help="most seconds without an answer, after it (60)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the daemon's log there")
     options = parser.parse_args()
