@@ -42,11 +42,27 @@ class Bulletin:
         self.unkept: str | None = None
         self.heat: str | None = None
         self.state = State("loading")
-        self._since = time.monotonic()
+        self._since = now = time.monotonic()
+        self._health_at = now + settings.health.interval_s
+        self._heartbeat_at = now + settings.health.heartbeat_s
         self._where: dict[str, Provider] = {}
         self._outbox = outbox
         self._health = health
         self._crew = crew
+
+    @property
+    def due_at(self) -> float:
+        """When `tick` has something to do."""
+        return min(self._health_at, self._heartbeat_at)
+
+    def tick(self, now: float, backlog: Backlog, *, paused: bool) -> None:
+        """Publish what is due: the numbers, and the state again before it expires."""
+        if now >= self._health_at:
+            self._health_at = now + self.settings.health.interval_s
+            self.publish_health(backlog, paused=paused)
+        if now >= self._heartbeat_at:
+            self._heartbeat_at = now + self.settings.health.heartbeat_s
+            self.publish_status(backlog)
 
     def look(self, *, paused: bool, draining: bool, backlog: Backlog) -> bool:
         """True if the state has changed; it has been told then."""

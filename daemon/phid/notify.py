@@ -20,7 +20,24 @@ def notify(*lines: str) -> None:
         pass  # systemd draws its own conclusions from silence
 
 
-def watchdog_interval_s() -> float | None:
+class Watchdog:
+    """Tells systemd's watchdog that the loop which calls it turns, twice in the time it waits.
+
+    `due_at` is when `tick` has something to do; None where no watchdog waits for us.
+    """
+
+    def __init__(self) -> None:
+        self._interval_s = _watchdog_interval_s()
+        self.due_at = None if self._interval_s is None else 0.0
+
+    def tick(self, now: float) -> None:
+        """Send `WATCHDOG=1` if it is due."""
+        if self._interval_s is not None and self.due_at is not None and now >= self.due_at:
+            self.due_at = now + self._interval_s
+            notify("WATCHDOG=1")
+
+
+def _watchdog_interval_s() -> float | None:
     """How often `WATCHDOG=1` is to be sent: half of what systemd waits for; None if it does not."""
     if os.environ.get("WATCHDOG_PID") not in (None, str(os.getpid())):
         return None

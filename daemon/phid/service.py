@@ -30,6 +30,7 @@ from phid.lookout import Lookout
 from phid.loopback import Loopback
 from phid.operations import Operations
 from phid.outbox import Outbox
+from phid.reception import Arrived, Received, Reception, StatusHeard
 from phid.records import Records
 from phid.rivals import Rivals
 from phid.roster import Notebook, Roster
@@ -42,7 +43,6 @@ from phid.traffic import (
     Decision,
     Disconnected,
     Endpoint,
-    Inbound,
     Sent,
     Subscribed,
     TakenOver,
@@ -59,42 +59,13 @@ _log = log.get("service")
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
-    """Something to decide on; `decided` lets paho's thread acknowledge it to the broker."""
-
-    arrival: Arrival
-    decided: Decision
-
-
-@dataclass(frozen=True, slots=True)
 class Signalled:
     """The operating system wants something: SIGTERM, SIGINT or SIGHUP."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class StatusHeard:
-    """Something was said as our status, most often by us; or is still there, retained."""
-
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class FrameCame:
-    """A camera that had nothing new for a watch has something: the end of the turn sees to it."""
-
-
-Mail = (
-    FrameCame
-    | BrokerEvent
-    | EngineSaid
-    | EngineEnded
-    | JournalEvent
-    | Arrived
-    | StatusHeard
-    | Signalled
-)
+Mail = Received | BrokerEvent | EngineSaid | EngineEnded | JournalEvent | Signalled
 
 
 class Service:
@@ -109,20 +80,7 @@ class Service:
         self._mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
         self._outbox = Outbox()
         self._health = Health(settings.models_dir)
-        engine = settings.engine
-        self._crew = Crew(
-            lineup,
-            partial(
-                Worker,
-                post=self._mailbox.put,
-                restart_max_s=engine.restart_max_s,
-                hang_s=engine.hang_s,
-                recycle_bytes=engine.recycle_mb << 20,
-                wanted=settings.wanted if engine.runtime == "genai" else None,
-            ),
-            keep_alive_s=engine.keep_alive_s,
-            budget_bytes=engine.budget_mb << 20,
-        )
+        self._crew = _crew(settings, lineup, self._mailbox.put)
         self._bulletin = Bulletin(settings, self._outbox, self._health, self._crew)
         self._crew.tell = self._bulletin.model_changed
         kept = settings.journal
@@ -157,6 +115,12 @@ class Service:
             self._health,
             self._lookout,
         )
+        self._reception = Reception(
+            settings.topics,
+            lambda: self._operations.intake,
+            self._lookout.see,
+            self._mailbox.put,
+        )
         self._session = Session(
             Endpoint(
                 settings.mqtt,
@@ -166,7 +130,7 @@ class Service:
                 will=self._bulletin.will,
             ),
             self._mailbox.put,
-            self._receive,
+            self._reception.receive,
             memory=settings.state_dir / "brokers.json",
         )
         self._topics = settings.topics
@@ -174,9 +138,8 @@ class Service:
         self._thermal = Thermal(heat)
         self._rivals = Rivals(self._session.process)
         self._connections = 0
-        self._ended = self._closed = False
-        # When each of these is next to be done; monotonic seconds.
-        self._due: dict[str, float] = {}
+        self._watchdog = notify.Watchdog()
+        self._ended = False
 
     @property
     def _settings(self) -> Settings:
@@ -195,7 +158,7 @@ class Service:
                 self._turn()
             self._farewell()
         finally:
-            self._closed = True
+            self._reception.close()
             self._session.stop()
             self._crew.stop()
             self._notebook.stop()
@@ -208,10 +171,6 @@ class Service:
 
     def _start(self) -> None:
         now = time.monotonic()
-        self._due["health"] = now + self._settings.health.interval_s
-        self._due["heartbeat"] = now + self._settings.health.heartbeat_s
-        if (interval := notify.watchdog_interval_s()) is not None:
-            self._due["watchdog"] = now + interval
         self._crew.start()
         if self._journal is not None:
             self._desk.recover(self._journal.open(), self._operations.intake, now, time.time())
@@ -221,8 +180,10 @@ class Service:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        times = [now + _IDLE_S, *self._due.values(), *self._operations.due.values()]
+        times = [now + _IDLE_S, *self._operations.due.values()]
         dues = (
+            self._watchdog.due_at,
+            self._bulletin.due_at,
             self._desk.due_at,
             self._loopback.due_at,
             self._operations.stop_by,
@@ -280,8 +241,8 @@ class Service:
         self._thermal.tick(now, self._settings.health.pause_above_c)
         self._bulletin.heat, self._desk.cooling = self._thermal.reason, self._thermal.waits
         self._crew.tick(now, quiet=self._desk.idle)
-        for name in [name for name, at in self._due.items() if at <= now]:
-            self._do(name, now)
+        self._watchdog.tick(now)
+        self._bulletin.tick(now, self._desk.backlog, paused=self._operations.paused)
         self._operations.tick(now)
         self._operations.look(now)
         # Last: what is left of the engine's time when every request has had its turn.
@@ -291,43 +252,7 @@ class Service:
         ):
             self._ended = True
 
-    def _do(self, name: str, now: float) -> None:
-        match name:
-            case "health":
-                self._due[name] = now + self._settings.health.interval_s
-                backlog, paused = self._desk.backlog, self._operations.paused
-                self._bulletin.publish_health(backlog, paused=paused)
-            case "heartbeat":
-                self._due[name] = now + self._settings.health.heartbeat_s
-                self._bulletin.publish_status(self._desk.backlog)
-            case "watchdog":
-                interval = notify.watchdog_interval_s()
-                assert interval is not None
-                self._due[name] = now + interval
-                notify.notify("WATCHDOG=1")
-
     # What happens.
-
-    def _receive(self, inbound: Inbound) -> Decision | None:
-        """On paho's thread: decode, and wait until the owner has decided.
-
-        That is what bounds the mailbox: a client that floods is slowed down by TCP.
-        """
-        if inbound.topic == self._topics.status:
-            self._mailbox.put(StatusHeard(inbound.payload))
-            return None
-        if not self._topics.is_ours(inbound.topic):
-            if self._lookout.see(inbound):
-                self._mailbox.put(FrameCame())
-            return None
-        arrival = self._operations.intake.read(inbound)
-        if arrival is None:
-            return None
-        decided = Decision(awaited=inbound.qos > 0)
-        self._mailbox.put(Arrived(arrival, decided))
-        while not decided.wait(0.1) and not self._closed:
-            pass
-        return decided
 
     def _decide(self, arrival: Arrival, now: float, decided: Decision) -> bool:
         """True if `decided` will be set by the journal, for what was accepted is being written."""
@@ -457,3 +382,21 @@ class Service:
     @property
     def _is_owed_something(self) -> bool:
         return bool(self._desk.unpublished or (len(self._outbox) and self._outbox.connected))
+
+
+def _crew(settings: Settings, lineup: Lineup, post: Callable[[Mail], None]) -> Crew:
+    engine = settings.engine
+    worker = partial(
+        Worker,
+        post=post,
+        restart_max_s=engine.restart_max_s,
+        hang_s=engine.hang_s,
+        recycle_bytes=engine.recycle_mb << 20,
+        wanted=settings.wanted if engine.runtime == "genai" else None,
+    )
+    return Crew(
+        lineup,
+        worker,
+        keep_alive_s=engine.keep_alive_s,
+        budget_bytes=engine.budget_mb << 20,
+    )
