@@ -47,8 +47,8 @@ def openvino(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_openvino_passes_is_chosen_and_runs_the_model_by_measure(openvino: dict[str, Any]) -> None:
     assert openvino["versions"]["onnxruntime-openvino"] == "1.24.1"
     first, warm = openvino["first start"], openvino["warm start"]
-    (report,) = first["reports"]
-    assert (report["provider"], report["passed"]) == ("openvino", True), report
+    report = first["reports"][0]
+    assert (report["provider"], report["passed"]) == ("openvino", True), first["reports"]
     for placement in (
         report["placement"],
         *(start["engine"]["placement"] for start in (first, warm)),
