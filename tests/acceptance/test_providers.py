@@ -40,6 +40,7 @@ def openvino(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return dict(json.loads(report.read_text()))
 
 
+@pytest.mark.measures  # a trial of a provider has two minutes
 @pytest.mark.openvino
 @pytest.mark.model
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no wheel for this CPU")
