@@ -40,6 +40,7 @@ def openvino(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return dict(json.loads(report.read_text()))
 
 
+@pytest.mark.measures  # a trial of a provider has two minutes
 @pytest.mark.openvino
 @pytest.mark.model
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no wheel for this CPU")
@@ -47,8 +48,8 @@ def openvino(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_openvino_passes_is_chosen_and_runs_the_model_by_measure(openvino: dict[str, Any]) -> None:
     assert openvino["versions"]["onnxruntime-openvino"] == "1.24.1"
     first, warm = openvino["first start"], openvino["warm start"]
-    (report,) = first["reports"]
-    assert (report["provider"], report["passed"]) == ("openvino", True), report
+    report = first["reports"][0]
+    assert (report["provider"], report["passed"]) == ("openvino", True), first["reports"]
     for placement in (
         report["placement"],
         *(start["engine"]["placement"] for start in (first, warm)),
