@@ -61,13 +61,6 @@ def engine_pid() -> int:
     return found[0] if found else 0
 
 
-def anonymous_bytes(process: int) -> int:
-    """What a process has of its own, and not from files."""
-    status = Path(f"/proc/{process}/status").read_text()
-    kilobytes = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
-    return int(kilobytes.split()[1]) << 10
-
-
 def until(fact: Callable[[], Any], timeout: float = 60, what: str = "it") -> Any:
     deadline = time.monotonic() + timeout
     while not (value := fact()):
@@ -130,15 +123,37 @@ class MemoryGroup:
         return (self._folder / "memory.max").exists()
 
     @property
-    def unreclaimable_bytes(self) -> int:
-        """What only the end of a process would free."""
+    def used_bytes(self) -> int:
+        """All that counts, what could be taken back with it."""
+        return int((self._folder / "memory.current").read_text())
+
+    @property
+    def reclaimable_bytes(self) -> int:
+        """What the kernel takes back before it ends a process: pages of files."""
         held = self._fields("memory.stat")
-        return held["anon"] + held["shmem"] + held.get("kernel", 0)
+        return held["file"] - held["shmem"]
 
     @property
     def killed(self) -> int:
         """How many of its processes the kernel has ended for memory."""
         return self._fields("memory.events")["oom_kill"]
+
+    @contextlib.contextmanager
+    def glutton(self, takes_bytes: int) -> Iterator[None]:
+        """Another process of the unit's, which takes so much memory and keeps it."""
+        code = (
+            "import sys, time\n"
+            "open(sys.argv[1], 'w').write('0')\n"
+            f"held = [bytearray(b'x') * (1 << 20) for _ in range({takes_bytes >> 20})]\n"
+            "time.sleep(600)"
+        )
+        argv = [sys.executable, "-c", code, str(self._folder / "cgroup.procs")]
+        process = subprocess.Popen(argv)
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
     def _fields(self, name: str) -> dict[str, int]:
         lines = (self._folder / name).read_text().splitlines()
