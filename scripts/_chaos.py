@@ -45,6 +45,8 @@ ASK_AGAIN_S, LARGE_AGAIN_S = 3.0, 10.0
 CLIENTS = 5
 OPEN_EACH = 4
 LARGE_SHARE = 0.01
+# Asked a single time: for these a refusal is an outcome, and silence a loss.
+ONCE_SHARE = 0.15
 KEEPALIVE_S = 5
 PROMPTS = ("Why is the sky blue?", "Name three fruits.", "What is a bicycle?", "Count to ten.")
 PIXEL = base64.b64encode(
@@ -70,10 +72,13 @@ class Asked:
     late_deltas: int = 0
     taken: bool = False
     again_s: float = ASK_AGAIN_S
+    once: bool = False
+    refused: bool = False
+    void: bool = False
 
     @property
     def ended(self) -> bool:
-        return bool(self.outcomes)
+        return bool(self.outcomes) or self.refused or self.void
 
 
 class Asker:
@@ -93,7 +98,7 @@ class Asker:
         with self._lock:
             open_ones = [one for one in self.records.values() if not one.ended]
         for one in open_ones:
-            if now >= one.ask_at:
+            if now >= one.ask_at and not one.once:
                 self._ask(one, now)
             if one.cancel_at is not None and now >= one.cancel_at:
                 one.cancel_at = None
@@ -104,8 +109,14 @@ class Asker:
             with self._lock:
                 self.records[one.payload["id"]] = one
             self._ask(one, now)
-            if self._chance.random() < 0.1:
+            if not one.once and self._chance.random() < 0.1:
                 self._ask(one, now)  # a duplicate at once
+
+    def broker_dies(self) -> None:
+        """What it has not saved is gone, and so may be what is asked only once."""
+        with self._lock:
+            for one in self.records.values():
+                one.void = one.void or (one.once and not one.ended)
 
     def stop(self) -> None:
         self._client.disconnect()
@@ -146,6 +157,7 @@ class Asker:
             one.again_s = LARGE_AGAIN_S
         if draw.random() < 0.1:
             one.cancel_at = now + draw.uniform(0, 2)
+        one.once = one.again_s == ASK_AGAIN_S and draw.random() < ONCE_SHARE
         return one
 
     def _ask(self, one: Asked, now: float) -> None:
@@ -169,9 +181,10 @@ class Asker:
                 case "accepted":
                     one.taken = True
                 case "delta":
-                    one.late_deltas += one.ended
+                    one.late_deltas += bool(one.outcomes)
                     one.deltas[said["seq"]].add(said["text"])
                 case "error" if said["code"] in NOT_TAKEN:
+                    one.refused = one.once
                     one.ask_at = time.monotonic() + said.get("retry_after_ms", 500) / 1000
                 case _:
                     said.pop("duplicate", None)
@@ -301,6 +314,9 @@ class Faults:
 
     def _restart_broker(self, number: int) -> None:
         self._broker.stop(number)
+        if number == signal.SIGKILL:
+            for asker in self._askers:
+                asker.broker_dies()
         time.sleep(self._chance.uniform(0, 1))
         self._broker.start()
 
@@ -338,6 +354,11 @@ def judge(askers: list[Asker], pinger: Pinger, faults: Faults) -> dict[str, Any]
         "accepted": sum(one.ended and one.kind != "bad" for one in records),
         "answered": sum(one.ended for one in records),
         "lost": sum(not one.ended for one in records),
+        "asked_once": sum(one.once for one in records),
+        "refused_once": sum(one.refused for one in records),
+        "gone_with_the_broker": sum(
+            one.void and not (one.outcomes or one.refused) for one in records
+        ),
         "answered_twice": sum(len(one.outcomes) > 1 for one in records),
         "stream_errors": len(errors),
         "asked_again": sum(one.asked - 1 for one in records),
@@ -396,6 +417,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         mqtt__keepalive_s=KEEPALIVE_S,
         limits__drain_s=2,
         limits__per_client=64,
+        limits__backlog=12,
     )
     daemon.start()
     progress = Progress()

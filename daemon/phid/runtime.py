@@ -15,6 +15,7 @@ from phid import (
     manifest,
     memory,
     placement,
+    rope,
     soundness,
     threads,
     traces,
@@ -89,14 +90,15 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
         placement=measured,
         tokens_per_s=warm.tokens_per_s,
     )
+    line = rope.of_model(folder, config, facts.provider)
     if kind == "text":
-        return TextRuntime(model, tokenizer, tokens, load, facts)
+        return TextRuntime(model, tokenizer, tokens, load, facts, line)
     # It loads OpenCV, which a text model's engine has no use for.
     from phid.vision import Eye, VisionRuntime  # noqa: PLC0415
 
     eye = Eye(model, tokenizer, stock=load.processor == "stock")
     facts = replace(facts, crops_padded=eye.views > 0, load_ms=_since_ms(began_s))
-    return VisionRuntime(model, tokenizer, tokens, load, facts, eye)
+    return VisionRuntime(model, tokenizer, tokens, load, facts, line, eye)
 
 
 def _native_config(load: Load, config: dict[str, Any], count: int) -> Any:

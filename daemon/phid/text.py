@@ -19,6 +19,8 @@ import onnxruntime_genai as og
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from phid.rope import Line
+
 
 class TextRuntime:
     """A loaded text model: a Generator of its own for each job."""
@@ -30,8 +32,10 @@ class TextRuntime:
         tokens: vocabulary.Vocabulary,
         load: Load,
         facts: EngineFacts,
+        line: Line | None = None,
     ) -> None:
         self.facts = facts
+        self._line = line
         self._memory_bytes = load.memory_bytes
         self._model = model
         self._tokenizer = tokenizer
@@ -74,9 +78,13 @@ class TextRuntime:
         Raises Refused (no_memory) where its cache with the views of its images would not fit, or
         what decoding them takes before.
         """
-        context = self.facts.context
-        options = _search_options(job.sampling, len(prompt), context)
+        end, first = self.facts.context, 0
+        if (line := self._line) is not None:
+            end, first = line.end(len(prompt), end), line.first_call(len(prompt))
+        options = _search_options(job.sampling, len(prompt), end)
         cache = options["max_length"] * self.facts.kv_bytes_per_token
+        if first and line is not None:
+            cache += (len(prompt) if views else first) * line.token_bytes
         needed = max(cache + views * memory.VIEW_BYTES, decoding_bytes)
         memory.check(needed, self._memory_bytes)
         decode = self._tokens.decoder() or self._native_decoder()
@@ -84,7 +92,8 @@ class TextRuntime:
             "options": options,
             "slice_tokens": self._slice,
             "decode": lambda token: None if token in self._eos else decode(token),
-            "room": context - len(prompt),
+            "room": end - len(prompt),
+            "first_call": first,
         }
 
     def close(self) -> None:
@@ -149,6 +158,7 @@ class TextStream:
         slice_tokens: int,
         decode: Callable[[int], bytes | None],
         room: int,
+        first_call: int = 0,
     ) -> None:
         self.prompt_tokens = len(prompt)
         self.image_tokens = 0
@@ -158,6 +168,7 @@ class TextStream:
         self._prompt = prompt
         self._options = options
         self._slice = slice_tokens
+        self._first_call = first_call
         self._decode = decode
         self._generator: Any = None
 
@@ -172,10 +183,12 @@ class TextStream:
         self._generator = og.Generator(self._model, params)
 
     def _append(self, start: int) -> Iterator[int]:
-        for at in range(start, self.prompt_tokens, self._slice):
-            end = min(at + self._slice, self.prompt_tokens)
+        at = start
+        while at < self.prompt_tokens:
+            end = min(max(at + self._slice, self._first_call), self.prompt_tokens)
             self._generator.append_tokens(self._prompt[at:end])
             yield end
+            at = end
 
     def step(self) -> bytes | None:
         """Generate one token."""

@@ -20,6 +20,8 @@ import onnxruntime_genai as og
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from phid.rope import Line
+
 
 # What a view's pixels take before the graph sees them, and a pixel that is written as a PNG.
 _CUT_BYTES = 3 * images.CROP_SIDE**2 * 4
@@ -36,9 +38,10 @@ class VisionRuntime(TextRuntime):
         tokens: vocabulary.Vocabulary,
         load: Load,
         facts: EngineFacts,
+        line: Line | None,
         eye: Eye,
     ) -> None:
-        super().__init__(model, tokenizer, tokens, load, facts)
+        super().__init__(model, tokenizer, tokens, load, facts, line)
         self._eye = eye
         self._tag_guard = tags.TagGuard(tokens.markers)
 
@@ -163,14 +166,16 @@ class VisionStream(TextStream):
         self.image_tokens = int(batch.tokens.sum())
         self.crops = crops
         self._batch: frames.Batch | None = batch
-        # Inside the one call the decoder takes the prompt in slices too: it saves memory.
-        self._options["chunk_size"] = self._slice
+        if not self._first_call:
+            # Inside the one call the decoder takes the prompt in slices too: it saves memory.
+            self._options["chunk_size"] = self._slice
 
     def prefill(self) -> Iterator[int]:
         """Show the images, and append a long text after them in slices."""
         self._begin()
         assert self._batch is not None
         end = int(np.flatnonzero(self._prompt < 0)[-1]) + 1
+        end = min(max(end, self._first_call), self.prompt_tokens)
         if self.prompt_tokens - end <= self._slice:
             end = self.prompt_tokens
         _set_inputs(self._generator, self._prompt[:end], self._batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,3 +69,45 @@ def test_the_whole_twin_has_phi_3_minis_bytes(maker: ModuleType) -> None:
     # What the catalog's build is expected to read for a token is what its twin does.
     expected = fit.of_build(official).read_bytes
     assert data.bytes - 32064 * 3072 * 4 == pytest.approx(expected, rel=0.005)
+
+
+@pytest.fixture(scope="module")
+def long_twin(maker: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A twin that changes its rotary scale where the real one does."""
+    folder: Path = tmp_path_factory.mktemp("twins") / "long"
+    shape = maker.Shape(layers=2, width=128, heads=4, inner=256, context=8192, short_context=4096)
+    maker.make(folder, shape, 32, 0, lambda _stage, _fraction: None)
+    return folder
+
+
+def words(count: int) -> str:
+    """A text of so many tokens, and a few more."""
+    return " ".join(random.Random(1).choice(("lamp", "tree", "wall", "dog")) for _ in range(count))
+
+
+def answer(twin: Path, prompt: str, **load: int) -> Finished:
+    engine = EngineProcess()
+    try:
+        engine.load(Load("genai", "twin", str(twin), **load))  # type: ignore[arg-type]
+        # What is drawn follows the model's numbers more closely than what is likeliest.
+        sampling = Sampling(max_tokens=60, temperature=1.5, top_k=1000, seed=1)
+        job = Job("j", (Turn("user", prompt),), sampling)
+        end = engine.ask(job)[-1]
+        assert isinstance(end, Finished)
+        return end
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("count", [2000, 4200])
+def test_a_prompt_means_the_same_in_slices_and_whole(long_twin: Path, count: int) -> None:
+    whole = answer(long_twin, words(count), prefill_slice=8192)
+    sliced = answer(long_twin, words(count), prefill_slice=64)
+    assert sliced.usage.prompt_tokens >= count
+    assert (sliced.text, sliced.usage.output_tokens) == (whole.text, 60)
+
+
+def test_an_answer_ends_where_the_cache_would_be_of_two_scales(long_twin: Path) -> None:
+    end = answer(long_twin, words(4030))
+    assert end.usage.prompt_tokens + end.usage.output_tokens == 4096
+    assert (end.finish, end.usage.output_tokens < 60) == (Finish.LENGTH, True)
