@@ -172,8 +172,8 @@ def test_a_flood_over_the_rate_costs_no_memory_and_nobody_else(
     )
     with Requester(daemon.port, name="greedy") as greedy:
         before = 0
-        for count in (500, 2000):
-            for _ in range(count):
+        for _ in range(2):
+            for _ in range(2000):
                 greedy._client.publish(f"{BASE}/dut/in/text/greedy", b'{"prompt": "x"}', 0)
             assert requester.ask("mine", timeout=60)["text"] == "mine"
             before = before or rss_kb(daemon)
