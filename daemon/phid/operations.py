@@ -179,8 +179,10 @@ class Operations:
         return {"action": command.action, "name": command.name, "models": self._crew.states}
 
     def restart(self, what: str) -> Data:
-        """Kill the engine, or drain and start over."""
+        """Kill the engine, or drain and start over; not where it was told to end."""
         if what == "service":
+            if self.stop_by is not None:
+                raise Refused(Code.DRAINING, "the service is stopping")
             self.exit_status = RESTART_STATUS
             self.stop(time.monotonic())
         else:

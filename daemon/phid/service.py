@@ -28,7 +28,7 @@ from phid.journal import Journal
 from phid.lineup import Lineup
 from phid.lookout import Lookout
 from phid.loopback import Loopback
-from phid.operations import Operations
+from phid.operations import RESTART_STATUS, Operations
 from phid.outbox import Outbox
 from phid.reception import Arrived, Received, Reception, StatusHeard
 from phid.records import Records
@@ -139,7 +139,7 @@ class Service:
         self._rivals = Rivals(self._session.process)
         self._connections = 0
         self._watchdog = notify.Watchdog()
-        self._ended = False
+        self._ended = self._told_to_end = False
 
     @property
     def _settings(self) -> Settings:
@@ -147,6 +147,8 @@ class Service:
 
     def post_signal(self, name: str) -> None:
         """Have the loop act on a signal; safe in a signal handler."""
+        # Whoever ends the process does not want it to start anew, however late the signal comes.
+        self._told_to_end = self._told_to_end or name != "SIGHUP"
         self._mailbox.put(Signalled(name))
 
     def run(self) -> int:
@@ -165,6 +167,8 @@ class Service:
             if self._journal is not None:
                 self._journal.stop()
         _log.info("service_stopped")
+        if self._told_to_end and self._operations.exit_status == RESTART_STATUS:
+            return 0
         return self._operations.exit_status
 
     # The loop.
@@ -350,7 +354,9 @@ class Service:
             except Refused as refused:
                 _log.error("reload_failed", reason=refused.failure.message)
             return
-        if self._operations.stop_by is not None:  # the second one means it
+        if self._operations.exit_status == RESTART_STATUS:  # it is an end now
+            self._operations.exit_status = 0
+        elif self._operations.stop_by is not None:  # the second one means it
             self._operations.stop_by = now
             return
         self._operations.stop(now)

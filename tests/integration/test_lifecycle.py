@@ -571,6 +571,29 @@ def test_systemd_is_told_ready_alive_and_stopping(
     assert daemon.stop(0) == 0
 
 
+def test_whoever_ends_it_ends_it_whatever_restart_was_asked_for(
+    start_daemon: DaemonFactory, watcher: Requester
+) -> None:
+    """By a signal while it drains for a restart; and by one that a restart comes after."""
+    for first in ("restart", "signal"):
+        daemon = start_daemon()
+        prompt = '@script {"tokens": 40, "token_ms": 25}'
+        watcher.request({"prompt": prompt, "id": first, "stream": "delta"})
+        until(lambda: any(h.type == "delta" for h in watcher.of(first)), what="a delta")  # noqa: B023
+        if first == "restart":
+            assert watcher.ctl("restart", what="service")["ok"]
+            daemon.signal(signal.SIGTERM)
+        else:
+            daemon.signal(signal.SIGTERM)
+            watcher.status("draining")
+            refused = watcher.ctl("restart", what="service")
+            assert refused["error"]["code"] == "draining"
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == 0
+        assert watcher.outcome(first)["finish"] == "stop"
+        daemon.process = None
+
+
 def test_a_restart_is_no_stop_to_systemd_which_would_end_it(
     start_daemon: DaemonFactory,
     watcher: Requester,
