@@ -41,6 +41,9 @@ def it_runs_as_its_own_user_without_rights_and_behind_the_filter() -> str:
     for process, score in ((pid(), "0"), (engine_pid(), "800")):
         assert Path(f"/proc/{process}/oom_score_adj").read_text().strip() == score
     assert show("OOMPolicy") == "continue"
+    # The engine steps behind the service, by a call that the filter has to let through.
+    nice = [os.getpriority(os.PRIO_PROCESS, process) for process in (pid(), engine_pid())]
+    assert nice == [5, 10], nice
     exposure = run("systemd-analyze", "security", "--no-pager", UNIT).splitlines()[-1]
     return exposure.strip("→ 🙂")
 
