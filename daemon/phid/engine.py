@@ -202,8 +202,10 @@ def main() -> int:
         Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
     # Its threads fill every core: a message waits for a scheduler's slice of one that computes, if
     # whoever carries it does not go first. What other services get is their cgroup's affair.
+    # Where a sandbox forbids it, it does without.
     if sys.platform != "win32":
-        os.nice(_NICE)
+        with contextlib.suppress(OSError):
+            os.nice(_NICE)
     connection = channel.inherited()
     with contextlib.suppress(EOFError, ConnectionError), connection:
         return Engine(connection).run()

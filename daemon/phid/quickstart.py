@@ -22,6 +22,7 @@ _PROMPT = "Why is the sky blue? Answer in two sentences."
 _PICTURE_PROMPT = "Describe the scene."
 _READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
+_ANSWER_TIMEOUT_S = 900  # 96 tokens of a board that makes one in several seconds
 _LOOPBACK = "127.0.0.1"
 _SHOWN = (
     *("jobs_ok_total", "ttft_ms_p50", "tokens_per_s_p50"),
@@ -116,6 +117,7 @@ def _run(options: argparse.Namespace, parts: list[Part], folder: Path) -> int:
     parts.append(Part("daemon", run, folder, PHID_ENGINE__MODEL=demo.NAME, **models))
     _wait_until_online(mqtt, options.device, parts)
     ask = [sys.executable, "-m", "phid", "ask", *where, "--device", options.device]
+    ask += ["--timeout", str(_ANSWER_TIMEOUT_S)]
     if options.serve:
         return _serve(options, port, parts)
     _say(f"\n> {_PROMPT}")
