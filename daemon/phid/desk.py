@@ -390,6 +390,9 @@ class Desk:
         if self.closed is not None:
             failure = self.closed
             raise Refused(failure.code, failure.message, retry_after_ms=failure.retry_after_ms)
+        if self._outbox.full:
+            says = f"{len(self._outbox)} messages wait for the broker to take them"
+            raise Refused(Code.BUSY, says, retry_after_ms=self._retry_after_ms)
         self._crew.check(arrived.request.model, pictures=bool(arrived.images))
         if arrived.deadline_s <= 0:
             raise Refused(Code.EXPIRED, "its deadline passed before it arrived")

@@ -11,14 +11,18 @@ from pydantic import BaseModel
 from phid import log, messages
 from phid.errors import Code, Failure
 from phid.ledger import ReplyAddress
-from phid.messages import ErrorMessage, Outcome, Result
+from phid.messages import CtlReply, ErrorMessage, Outcome, Result
 from phid.traffic import Connected, Decision, Link, Sent
 
 # What a PUBLISH packet has beyond topic and payload, generously: fixed header and properties.
 _PACKET_OVERHEAD = 128
 # At most so many QoS 0 messages may sit unwritten in paho: it has no bound of its own.
 _MAX_UNWRITTEN = 32
-_MAX_WAITING = 2048
+# So many may wait that a report is dropped; that new requests are refused, for outcomes are never
+# dropped; that other answers are; those that hold their requests' acknowledgements, which keeps a
+# broker that minds our Receive Maximum from bringing more (mosquitto 2.0.11 goes far beyond); and
+# answers to commands.
+_MAX_REPORTS, _FULL, _MAX_ANSWERS, _MAX_OWED, _MAX_COMMANDS = 1024, 1536, 2048, 4096, 4608
 _log = log.get("outbox")
 
 
@@ -74,6 +78,11 @@ class Outbox:
         """True while QoS 0 messages would only pile up: nobody, or too slow a broker, reads."""
         return self._link is None or len(self._unwritten) >= _MAX_UNWRITTEN
 
+    @property
+    def full(self) -> bool:
+        """True while the broker takes less than we have to tell: nothing new is to be promised."""
+        return len(self._waiting) >= _FULL
+
     def connect(self, connected: Connected) -> None:
         """Publish on this link from now on, what is still owed first."""
         self._link = connected.link
@@ -95,7 +104,8 @@ class Outbox:
         What waited for us at the broker comes before its word that we are subscribed.
         """
         if not publication.outcome and (
-            len(self._waiting) >= _MAX_WAITING or not (self._link or publication.answer)
+            len(self._waiting) >= _most_waiting(publication)
+            or not (self._link or publication.answer)
         ):
             self.dropped += 1
             return
@@ -220,6 +230,14 @@ class Outbox:
     def _fits(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
         size = len(topic.encode()) + len(payload) + len(correlation or b"") + _PACKET_OVERHEAD
         return size <= self._packet_bytes
+
+
+def _most_waiting(publication: Publication) -> int:
+    if isinstance(publication.message, CtlReply):
+        return _MAX_COMMANDS
+    if publication.decided is not None:
+        return _MAX_OWED
+    return _MAX_ANSWERS if publication.answer else _MAX_REPORTS
 
 
 def _release(publication: Publication) -> None:
