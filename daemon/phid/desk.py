@@ -391,7 +391,7 @@ class Desk:
             failure = self.closed
             raise Refused(failure.code, failure.message, retry_after_ms=failure.retry_after_ms)
         if self._outbox.full:
-            says = f"{len(self._outbox)} messages wait for the broker to take them"
+            says = f"{len(self._outbox)} answers wait for the broker to take them"
             raise Refused(Code.BUSY, says, retry_after_ms=self._retry_after_ms)
         self._crew.check(arrived.request.model, pictures=bool(arrived.images))
         if arrived.deadline_s <= 0:

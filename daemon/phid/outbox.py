@@ -18,11 +18,12 @@ from phid.traffic import Connected, Decision, Link, Sent
 _PACKET_OVERHEAD = 128
 # At most so many QoS 0 messages may sit unwritten in paho: it has no bound of its own.
 _MAX_UNWRITTEN = 32
-# So many may wait that a report is dropped; that new requests are refused, for outcomes are never
-# dropped; that other answers are; those that hold their requests' acknowledgements, which keeps a
-# broker that minds our Receive Maximum from bringing more (mosquitto 2.0.11 goes far beyond); and
-# answers to commands.
-_MAX_REPORTS, _FULL, _MAX_ANSWERS, _MAX_OWED, _MAX_COMMANDS = 1024, 1536, 2048, 4096, 4608
+# So many may wait that a report is dropped; that other answers are; those that hold their requests'
+# acknowledgements, which keeps a broker that minds our Receive Maximum from bringing more
+# (mosquitto 2.0.11 goes far beyond); and answers to commands.
+_MAX_REPORTS, _MAX_ANSWERS, _MAX_OWED, _MAX_COMMANDS = 1024, 2048, 4096, 4608
+# So many outcomes, which are never dropped.
+_FULL = 1024
 _log = log.get("outbox")
 
 
@@ -60,6 +61,7 @@ class Outbox:
         self._window = 0
         self._packet_bytes = 0
         self._waiting: deque[Publication] = deque()
+        self._outcomes = 0  # of those that wait
         self._in_flight: dict[int, Publication] = {}
         self._unwritten: set[int] = set()
         self.dropped = 0
@@ -80,8 +82,8 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        """True while the broker takes less than we have to tell: nothing new is to be promised."""
-        return len(self._waiting) >= _FULL
+        """True while too many outcomes wait for the broker: nothing new is to be promised."""
+        return self._outcomes >= _FULL
 
     def connect(self, connected: Connected) -> None:
         """Publish on this link from now on, what is still owed first."""
@@ -97,6 +99,7 @@ class Outbox:
         owed = [replace(p, sent_before=True) for p in self._in_flight.values() if p.outcome]
         self._in_flight.clear()
         self._waiting = deque([*owed, *(p for p in self._waiting if p.outcome)])
+        self._outcomes = len(self._waiting)
 
     def put(self, publication: Publication) -> None:
         """Publish at QoS 1 when the window allows. Without a link only answers are kept.
@@ -110,6 +113,7 @@ class Outbox:
             self.dropped += 1
             return
         self._waiting.append(publication)
+        self._outcomes += publication.outcome
         if publication.decided is not None:
             publication.decided.owed = True
         self._flush()
@@ -187,6 +191,7 @@ class Outbox:
     def _flush(self) -> None:
         while self._link is not None and self._waiting and len(self._in_flight) < self._window:
             publication = self._waiting.popleft()
+            self._outcomes -= publication.outcome
             payload = self._payload(publication)
             if payload is None:
                 self._done(publication)

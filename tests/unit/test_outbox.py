@@ -176,13 +176,27 @@ def test_nothing_but_outcomes_grows_without_bound() -> None:
     assert outbox.dropped >= 6900
 
 
-def test_reports_go_first_then_nothing_new_is_promised_and_commands_are_answered_last() -> None:
+def test_nothing_new_is_promised_while_outcomes_pile_up_and_a_flood_of_refusals_is_none() -> None:
+    outbox = Outbox()
+    outbox.connect(connected(Recorder(), window=1))
+    for n in range(3000):
+        outbox.refuse(HERE, refusal(f"q{n}"))
+    assert not outbox.full
+    for n in range(1100):
+        outbox.answer(HERE, result(f"r{n}"))
+    assert outbox.full
+    outbox.disconnect()
+    assert outbox.full
+    outbox.connect(connected(Recorder("s2"), window=200))
+    assert not outbox.full
+
+
+def test_reports_go_first_and_commands_are_answered_last() -> None:
     outbox, link = Outbox(), Recorder()
     outbox.connect(connected(link, window=1))
     for n in range(1500):
         outbox.put(event(n))
         outbox.refuse(HERE, refusal(f"q{n}"))
-    assert outbox.full
     owed = [Decision() for _ in range(3000)]
     for n, decided in enumerate(owed):
         outbox.refuse(HERE, refusal(f"r{n}"), decided)
@@ -194,7 +208,6 @@ def test_reports_go_first_then_nothing_new_is_promised_and_commands_are_answered
         outbox.sent(Sent("s", mid))
     assert not any(decided.owed for decided in owed)
     assert link.ids[-1] == "c"
-    assert not outbox.full
 
 
 def test_deltas_are_not_piled_up_in_front_of_a_link_that_does_not_write() -> None:
