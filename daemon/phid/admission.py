@@ -9,6 +9,7 @@ from phid.errors import Code, Failure, Refused
 from phid.gathering import Gathering
 from phid.health import Health
 from phid.intake import PartArrived, RequestArrived
+from phid.outbox import Outbox
 from phid.records import Records
 from phid.settings import Settings
 
@@ -28,6 +29,7 @@ class Admission:
         backlog: Backlog,
         gathering: Gathering,
         records: Records,
+        outbox: Outbox,
         health: Health,
     ) -> None:
         self.closed: Failure | None = None
@@ -39,6 +41,7 @@ class Admission:
         self._backlog = backlog
         self._gathering = gathering
         self._records = records
+        self._outbox = outbox
         self._health = health
 
     def configure(self, settings: Settings) -> None:
@@ -61,6 +64,9 @@ class Admission:
         if self.closed is not None:
             failure = self.closed
             raise Refused(failure.code, failure.message, retry_after_ms=failure.retry_after_ms)
+        if self._outbox.full:
+            says = f"{len(self._outbox)} answers wait for the broker to take them"
+            raise Refused(Code.BUSY, says, retry_after_ms=self.retry_after_ms)
         self._crew.check(arrived.request.model, pictures=bool(arrived.images))
         if arrived.deadline_s <= 0:
             raise Refused(Code.EXPIRED, "its deadline passed before it arrived")

@@ -70,7 +70,9 @@ class Desk:
             keep_s=limits.dedupe_s, keep_entries=limits.dedupe_entries, on_forget=records.forget
         )
         self.gathering.parts.on_drop = records.parts_dropped
-        self.admission = Admission(settings, crew, self.backlog, self.gathering, records, health)
+        self.admission = Admission(
+            settings, crew, self.backlog, self.gathering, records, outbox, health
+        )
         outbox.on_told = records.told
         self._answers = Answers(settings.topics, self.ledger, records, outbox, health, tell)
         self._records = records

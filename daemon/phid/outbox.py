@@ -11,14 +11,19 @@ from pydantic import BaseModel
 from phid import log, messages
 from phid.errors import Code, Failure
 from phid.ledger import ReplyAddress
-from phid.messages import ErrorMessage, Outcome, Result
+from phid.messages import CtlReply, ErrorMessage, Outcome, Result
 from phid.traffic import Connected, Decision, Link, Sent
 
 # What a PUBLISH packet has beyond topic and payload, generously: fixed header and properties.
 _PACKET_OVERHEAD = 128
 # At most so many QoS 0 messages may sit unwritten in paho: it has no bound of its own.
 _MAX_UNWRITTEN = 32
-_MAX_WAITING = 2048
+# So many may wait that a report is dropped; that other answers are; those that hold their requests'
+# acknowledgements, which keeps a broker that minds our Receive Maximum from bringing more
+# (mosquitto 2.0.11 goes far beyond); and answers to commands.
+_MAX_REPORTS, _MAX_ANSWERS, _MAX_OWED, _MAX_COMMANDS = 1024, 2048, 4096, 4608
+# So many outcomes, which are never dropped.
+_FULL = 1024
 _log = log.get("outbox")
 
 
@@ -56,6 +61,7 @@ class Outbox:
         self._window = 0
         self._packet_bytes = 0
         self._waiting: deque[Publication] = deque()
+        self._outcomes = 0  # of those that wait
         self._in_flight: dict[int, Publication] = {}
         self._unwritten: set[int] = set()
         self.dropped = 0
@@ -74,6 +80,11 @@ class Outbox:
         """True while QoS 0 messages would only pile up: nobody, or too slow a broker, reads."""
         return self._link is None or len(self._unwritten) >= _MAX_UNWRITTEN
 
+    @property
+    def full(self) -> bool:
+        """True while too many outcomes wait for the broker: nothing new is to be promised."""
+        return self._outcomes >= _FULL
+
     def connect(self, connected: Connected) -> None:
         """Publish on this link from now on, what is still owed first."""
         self._link = connected.link
@@ -88,6 +99,7 @@ class Outbox:
         owed = [replace(p, sent_before=True) for p in self._in_flight.values() if p.outcome]
         self._in_flight.clear()
         self._waiting = deque([*owed, *(p for p in self._waiting if p.outcome)])
+        self._outcomes = len(self._waiting)
 
     def put(self, publication: Publication) -> None:
         """Publish at QoS 1 when the window allows. Without a link only answers are kept.
@@ -95,11 +107,13 @@ class Outbox:
         What waited for us at the broker comes before its word that we are subscribed.
         """
         if not publication.outcome and (
-            len(self._waiting) >= _MAX_WAITING or not (self._link or publication.answer)
+            len(self._waiting) >= _most_waiting(publication)
+            or not (self._link or publication.answer)
         ):
             self.dropped += 1
             return
         self._waiting.append(publication)
+        self._outcomes += publication.outcome
         if publication.decided is not None:
             publication.decided.owed = True
         self._flush()
@@ -177,6 +191,7 @@ class Outbox:
     def _flush(self) -> None:
         while self._link is not None and self._waiting and len(self._in_flight) < self._window:
             publication = self._waiting.popleft()
+            self._outcomes -= publication.outcome
             payload = self._payload(publication)
             if payload is None:
                 self._done(publication)
@@ -220,6 +235,14 @@ class Outbox:
     def _fits(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
         size = len(topic.encode()) + len(payload) + len(correlation or b"") + _PACKET_OVERHEAD
         return size <= self._packet_bytes
+
+
+def _most_waiting(publication: Publication) -> int:
+    if isinstance(publication.message, CtlReply):
+        return _MAX_COMMANDS
+    if publication.decided is not None:
+        return _MAX_OWED
+    return _MAX_ANSWERS if publication.answer else _MAX_REPORTS
 
 
 def _release(publication: Publication) -> None:

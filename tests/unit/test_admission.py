@@ -19,6 +19,7 @@ from phid.intake import Intake, RequestArrived
 from phid.jobs import Job, Load
 from phid.ledger import Ticket
 from phid.lineup import Lineup, Model
+from phid.outbox import Outbox
 from phid.records import Records
 from phid.sections import Limits
 from phid.settings import Settings
@@ -47,7 +48,7 @@ def admission(backlog: Backlog, gathering: Gathering, tmp_path: Path) -> Admissi
         partial(Worker, post=print, restart_max_s=1),
     )
     health = Health(tmp_path)
-    return Admission(SETTINGS, crew, backlog, gathering, Records(None, health), health)
+    return Admission(SETTINGS, crew, backlog, gathering, Records(None, health), Outbox(), health)
 
 
 def arrived(client: str = "c") -> RequestArrived:

@@ -69,6 +69,17 @@ def arrived(payload: str, client: str = "c") -> RequestArrived | ArrivalRefused:
     return arrival
 
 
+def test_nothing_is_promised_while_the_broker_takes_less_than_there_is_to_tell(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Outbox, "full", True)
+    desk.take(arrived(PROMPT % ("x", "")), 0.0, Decision())  # type: ignore[arg-type]
+    assert (len(desk.backlog), desk._health.counts["jobs_busy"]) == (0, 1)
+    monkeypatch.setattr(Outbox, "full", False)
+    desk.take(arrived(PROMPT % ("x", "")), 0.0, Decision())  # type: ignore[arg-type]
+    assert len(desk.backlog) == 1
+
+
 def fill(desk: Desk, clients: int) -> None:
     for n in range(clients):
         for _ in range(10):
@@ -131,12 +142,13 @@ def test_a_refusal_takes_less_than_a_millisecond_of_the_owners_time(
     assert all(m.retry_after_ms for m in told) or code is not Code.BUSY
 
 
-def test_a_flood_of_retries_is_not_kept(desk: Desk) -> None:
+@pytest.mark.parametrize(("awaited", "most"), [(False, 2100), (True, 4200)])
+def test_a_flood_of_retries_is_not_kept(desk: Desk, *, awaited: bool, most: int) -> None:
     desk._outbox.disconnect()
     first = arrived(PROMPT % ("x", ', "id": "i"'))
     assert isinstance(first, RequestArrived)
     desk.take(first, 0.0, Decision())
     desk.cancel("c", "i", 1.0)
     for _ in range(5000):
-        desk.take(first, 2.0, Decision())
-    assert len(desk._outbox) < 2100
+        desk.take(first, 2.0, Decision(awaited=awaited))
+    assert len(desk._outbox) < most

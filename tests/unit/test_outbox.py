@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from phid.errors import Code, Failure
 from phid.jobs import Finish
 from phid.ledger import ReplyAddress
-from phid.messages import Result, StateEvent, Timing, UsageReport, error_message
+from phid.messages import CtlReply, Result, StateEvent, Timing, UsageReport, error_message
 from phid.outbox import Outbox, Publication
 from phid.traffic import Connected, Decision, Link, Protocol, Sent
 
@@ -174,6 +174,40 @@ def test_nothing_but_outcomes_grows_without_bound() -> None:
         outbox.put(event(n))
     assert len(outbox) <= 2100
     assert outbox.dropped >= 6900
+
+
+def test_nothing_new_is_promised_while_outcomes_pile_up_and_a_flood_of_refusals_is_none() -> None:
+    outbox = Outbox()
+    outbox.connect(connected(Recorder(), window=1))
+    for n in range(3000):
+        outbox.refuse(HERE, refusal(f"q{n}"))
+    assert not outbox.full
+    for n in range(1100):
+        outbox.answer(HERE, result(f"r{n}"))
+    assert outbox.full
+    outbox.disconnect()
+    assert outbox.full
+    outbox.connect(connected(Recorder("s2"), window=200))
+    assert not outbox.full
+
+
+def test_reports_go_first_and_commands_are_answered_last() -> None:
+    outbox, link = Outbox(), Recorder()
+    outbox.connect(connected(link, window=1))
+    for n in range(1500):
+        outbox.put(event(n))
+        outbox.refuse(HERE, refusal(f"q{n}"))
+    owed = [Decision() for _ in range(3000)]
+    for n, decided in enumerate(owed):
+        outbox.refuse(HERE, refusal(f"r{n}"), decided)
+    waiting = sum(decided.owed for decided in owed)
+    assert 1000 < waiting < 3000
+    assert len(outbox) < 4200
+    outbox.answer(HERE, CtlReply(id="c", verb="ping", ok=True))
+    for mid in range(1, 5000):
+        outbox.sent(Sent("s", mid))
+    assert not any(decided.owed for decided in owed)
+    assert link.ids[-1] == "c"
 
 
 def test_deltas_are_not_piled_up_in_front_of_a_link_that_does_not_write() -> None:
