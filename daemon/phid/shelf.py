@@ -81,6 +81,8 @@ def _safely(command: Command) -> Command:
             return command(settings, options)
         except (StoreError, Unknown, demo.DemoError, bandwidth.Unmeasurable) as error:
             says = str(error)
+        except BrokenPipeError:  # the output's, and not the store's
+            raise
         except OSError as error:
             says = store.cannot_write(settings.models_dir, error)
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,18 @@ def test_a_name_is_not_a_path(models: Shelf, source: Path) -> None:
     assert status == 1
     assert "there is no model ../a-model in the catalog" in err
     assert store.read(source) is not None
+
+
+def test_a_reader_who_has_had_enough_is_no_fault_of_the_store(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-u", "-m", "phid", "models", "list", "--all"]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(phid.__file__).parents[1]),
+        "PHID_MODELS_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
