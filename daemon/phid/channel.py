@@ -11,6 +11,8 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phid import slices
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -77,11 +79,15 @@ def close(child: subprocess.Popen[bytes], connection: Connection) -> None:
 
 
 def inherited() -> Connection:
-    """Take this child's end of the line; from here on the process ends with its parent."""
+    """Take this child's end of the line; from here on the process ends with its parent.
+
+    What the service has of the scheduler is not for a child that computes.
+    """
     handle = os.environ.pop(_VARIABLE, None)
     if handle is None:
         sys.exit("this program is started by the phid service and needs its connection")
     _end_with_parent()
+    slices.restore()
     if sys.platform != "win32":
         os.set_inheritable(int(handle), False)
     return Connection(int(handle))

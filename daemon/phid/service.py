@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from phid import control, log, notify, reports
+from phid import control, log, notify, reports, slices
 from phid.bulletin import Bulletin
 from phid.crew import Crew
 from phid.desk import Desk
@@ -154,6 +154,8 @@ class Service:
     def run(self) -> int:
         """Serve until stopped: the exit status, or RESTART_STATUS."""
         _log.info("service_started", device=self._settings.device, version=reports.VERSION)
+        # Engines fill every core: what comes for us does not wait for one of their threads.
+        slices.shorten()
         try:
             self._start()
             while not self._ended:
