@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from phid import control, log, notify, reports, slices
+from phid import control, exits, log, notify, reports, slices
 from phid.bulletin import Bulletin
 from phid.crew import Crew
 from phid.desk import Desk
@@ -48,9 +48,6 @@ from phid.traffic import (
     TakenOver,
 )
 from phid.worker import EngineEnded, EngineSaid, Worker
-
-TAKEN_OVER_STATUS = 75
-"""The exit status when another client uses our id: EX_TEMPFAIL, and systemd leaves it at that."""
 
 # The loop looks around at least this often, whatever the mailbox says.
 _IDLE_S = 1.0
@@ -296,7 +293,7 @@ class Service:
         """End: to come back would throw the other one out, and so on for ever."""
         _log.error("taken_over", reason=reason, client_id=self._settings.client_id)
         self._outbox.disconnect()
-        self._operations.exit_status, self._ended = TAKEN_OVER_STATUS, True
+        self._operations.exit_status, self._ended = exits.TAKEN_OVER, True
 
     def _connected(self, connected: Connected, now: float) -> None:
         self._bulletin.session = connected.session
