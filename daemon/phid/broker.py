@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -34,6 +34,8 @@ from phid.traffic import (
 )
 
 _CONNECT_TIMEOUT_S = 10.0
+_GOODBYE_S = 1.0
+_LOOK_S = 0.2
 _RECEIVE_MAXIMUM = 20
 # What is published beside the outbox, and counts too for a broker that counts: the loopback's ping.
 _BESIDE = 1
@@ -102,6 +104,33 @@ class PahoLink:
         self._client.unsubscribe(list(filters))
 
 
+class _Client(paho.Client):
+    """A client on which whoever publishes writes, unless another thread is at the socket.
+
+    To wake the thread that reads takes longer than to write while an engine fills the processors.
+    paho's `publish` writes by itself where the loop is not paho's own, but minds no other thread
+    that does.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._at_the_socket = threading.RLock()
+
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+        """Read and call back, as paho does."""
+        with self._at_the_socket:
+            return super().loop_read(max_packets)
+
+    def loop_write(self) -> MQTTErrorCode:
+        """Write what waits, or leave it to the loop's next round, which paho has woken."""
+        if not self._at_the_socket.acquire(blocking=False):
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        try:
+            return super().loop_write()
+        finally:
+            self._at_the_socket.release()
+
+
 class Connection:
     """One attempt to connect and what comes of it; used once.
 
@@ -124,7 +153,6 @@ class Connection:
         self._post = post
         self._receive = receive
         self._ended: Ended | None = None
-        self._is_over = threading.Event()
         self._acknowledged = False
         self._subscribed = False
         self._resumed = False
@@ -155,26 +183,30 @@ class Connection:
             return Ended(End.UNREACHABLE, f"no {what} at {where}: {error}")
         except (OSError, ValueError) as error:
             return Ended(End.UNREACHABLE, f"no broker at {where}: {error}")
-        client.loop_start()
-        threads = [t for t in threading.enumerate() if t.name.startswith("paho-mqtt-client")]
         late = time.monotonic() + _CONNECT_TIMEOUT_S
-        while not self._is_over.wait(0.2):
-            if stopping.is_set():
-                client.disconnect()
-                self._is_over.wait(1.0)
-                break
+        while self._ended is None and not stopping.is_set():
             if not self._subscribed and time.monotonic() > late:
                 why = f"the broker at {where} did not answer within {_CONNECT_TIMEOUT_S:.0f} s"
                 self._end(End.UNREACHABLE, why)
-            if not any(t.is_alive() for t in threads):
-                # An answer that paho cannot read kills its thread: so it does to an old broker's.
-                end = End.LOST if self._acknowledged else End.NO_SUCH_PROTOCOL
-                self._end(end, f"{where} sent what is no MQTT {self._version}")
-        # Else loop_stop waits for ever for acknowledgements that cannot come.
-        client.drop_out_messages()
+            self._look(client)
         client.disconnect()
-        client.loop_stop()
+        late = time.monotonic() + _GOODBYE_S
+        while self._ended is None and client.want_write() and time.monotonic() < late:
+            self._look(client)
         return self._ended or Ended(End.LOST, "stopped")
+
+    def _look(self, client: paho.Client) -> None:
+        """Move what is to be moved, or wait for it a moment."""
+        try:
+            failed = client.loop(_LOOK_S)
+        except Exception as error:  # noqa: BLE001 - paho meets bytes it cannot read with any
+            # So it does to those of a broker that is older than our protocol.
+            end = End.LOST if self._acknowledged else End.NO_SUCH_PROTOCOL
+            _log.debug("not_mqtt", error=repr(error))
+            self._end(end, f"{self._endpoint.where} sent what is no MQTT {self._version}")
+        else:
+            if failed:
+                self._end(End.LOST, f"connection lost: {paho.error_string(failed)}")
 
     @property
     def _version(self) -> str:
@@ -183,7 +215,7 @@ class Connection:
     def _make_client(self) -> paho.Client:
         endpoint, mqtt = self._endpoint, self._endpoint.mqtt
         clean = None if self._protocol is Protocol.V5 else not endpoint.keep_session
-        client = paho.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=endpoint.client_id,
             clean_session=clean,
@@ -229,9 +261,9 @@ class Connection:
     def _end(self, end: End, reason: str) -> None:
         if self._ended is None:
             self._ended = Ended(end, reason)
-            self._is_over.set()
 
-    # paho's thread. An exception here would end that thread in silence, so none leaves.
+    # What paho calls, by one thread at a time: the session's, or a publisher's when it has written.
+    # An exception here would be taken for one of paho's, so none leaves.
 
     def _on_socket_open(
         self, _client: paho.Client, _userdata: Any, opened: paho.SocketLike

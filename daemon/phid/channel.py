@@ -11,8 +11,6 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phid import slices
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -21,7 +19,18 @@ if sys.platform == "win32":
 else:
     from multiprocessing.connection import Connection
 
-__all__ = ["ENGINE", "PROVER", "TRIAL", "Connection", "arrival", "close", "inherited", "spawn"]
+__all__ = [
+    "AT_ONCE_BYTES",
+    "ENGINE",
+    "PROVER",
+    "TRIAL",
+    "Connection",
+    "arrival",
+    "close",
+    "inherited",
+    "room",
+    "spawn",
+]
 
 ENGINE = (sys.executable, "-m", "phid.engine")
 """The command of an engine, on the interpreter that runs this."""
@@ -29,6 +38,9 @@ PROVER = (sys.executable, "-m", "phid.prover")
 """That of a prover, which takes an engine's place."""
 TRIAL = (sys.executable, "-m", "phid.trial")
 """That of a trial, which a prover starts."""
+
+AT_ONCE_BYTES = 32_768
+"""What a line with `room` takes at once: well below three quarters of a socket's buffer."""
 
 _VARIABLE = "PHID_CHANNEL"
 
@@ -79,15 +91,11 @@ def close(child: subprocess.Popen[bytes], connection: Connection) -> None:
 
 
 def inherited() -> Connection:
-    """Take this child's end of the line; from here on the process ends with its parent.
-
-    What the service has of the scheduler is not for a child that computes.
-    """
+    """Take this child's end of the line; from here on the process ends with its parent."""
     handle = os.environ.pop(_VARIABLE, None)
     if handle is None:
         sys.exit("this program is started by the phid service and needs its connection")
     _end_with_parent()
-    slices.restore()
     if sys.platform != "win32":
         os.set_inheritable(int(handle), False)
     return Connection(int(handle))
@@ -103,6 +111,19 @@ def arrival(connection: Connection) -> Callable[[], bool]:
     waiting = select.poll()
     waiting.register(connection.fileno(), select.POLLIN)
     return lambda: bool(waiting.poll(0))
+
+
+def room(connection: Connection) -> Callable[[], bool]:
+    """Build a test whether a message of up to AT_ONCE_BYTES can be sent now without waiting.
+
+    Always False where that cannot be known.
+    """
+    if sys.platform != "linux":
+        return lambda: False
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLOUT)
+    # Linux says so while three quarters of the buffer are free (unix_writable in af_unix.c).
+    return lambda: any(events == select.POLLOUT for _, events in waiting.poll(0))
 
 
 def _environment(handle: int) -> dict[str, str]:

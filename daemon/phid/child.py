@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from multiprocessing.reduction import ForkingPickler
 
 from phid import channel, log
 from phid.jobs import Command, Event
@@ -32,7 +34,9 @@ class Child:
         self._said = said
         self._ended = ended
         self._process, self._connection = channel.spawn(command)
-        self._commands: queue.SimpleQueue[Command | Prove | None] = queue.SimpleQueue()
+        self._room = channel.room(self._connection)
+        self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._left = self._written = 0
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         # The owner must not wait for an engine that does not read, nor for its end.
         self._threads = [
@@ -53,8 +57,14 @@ class Child:
         return self._process.pid
 
     def send(self, command: Command | Prove) -> None:
-        """Have it told, soon: one that does not read is not waited for."""
-        self._commands.put(command)
+        """Have it told, at once or soon: one that does not read is not waited for."""
+        message = bytes(ForkingPickler.dumps(command))
+        if self._left == self._written and len(message) <= channel.AT_ONCE_BYTES and self._room():
+            with contextlib.suppress(OSError):  # it has ended: the reader tells
+                self._connection.send_bytes(message)
+            return
+        self._left += 1
+        self._unsent.put(message)
 
     def kill(self) -> None:
         """End it by SIGKILL; `ended` follows."""
@@ -70,8 +80,9 @@ class Child:
 
     def _write(self) -> None:
         try:
-            while (command := self._commands.get()) is not None:
-                self._connection.send(command)
+            while (message := self._unsent.get()) is not None:
+                self._connection.send_bytes(message)
+                self._written += 1
         except OSError:
             pass  # it has ended: the reader tells
 
@@ -82,7 +93,7 @@ class Child:
         except (EOFError, OSError):
             pass
         returncode = self._process.wait()
-        self._commands.put(None)
+        self._unsent.put(None)
         self._threads[2].join(1.0)  # for its last words
         channel.close(self._process, self._connection)
         self._ended(returncode, tuple(self._tail))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import queue
 import time
 import uuid
 from types import TracebackType
 from typing import Self
 
+from phid.mailbox import Mailbox
 from phid.sections import Mqtt
 from phid.session import Session
 from phid.traffic import BrokerEvent, Connected, Disconnected, Endpoint, Inbound, Link, Sent
@@ -37,7 +37,7 @@ class Client:
 
     def __init__(self, mqtt: Mqtt, filters: tuple[str, ...], *, name: str | None = None) -> None:
         self.name = name or f"cli-{uuid.uuid4().hex[:8]}"
-        self._inbox: queue.SimpleQueue[BrokerEvent | Inbound] = queue.SimpleQueue()
+        self._inbox: Mailbox[BrokerEvent | Inbound] = Mailbox()
         # Not of the name: two at once may share it, and must not throw each other out.
         client_id = f"phid-cli-{uuid.uuid4().hex[:8]}"
         endpoint = Endpoint(mqtt, client_id=client_id, filters=filters)
@@ -56,10 +56,7 @@ class Client:
         late = time.monotonic() + timeout_s
         reason, refused = f"no answer from the broker at {self._where}", False
         while (left := late - time.monotonic()) > 0:
-            try:
-                event = self._inbox.get(timeout=left)
-            except queue.Empty:
-                break
+            event = self._inbox.get(left)
             if isinstance(event, Connected):
                 self._link = event.link
                 self.refused_filters = event.refused
@@ -80,6 +77,7 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self._session.stop()
+        self._inbox.close()
 
     def publish(
         self,
@@ -105,10 +103,7 @@ class Client:
         Raises Unreachable when the connection is lost, and Unheard.
         """
         while (left := until - time.monotonic()) > 0:
-            try:
-                event = self._inbox.get(timeout=left)
-            except queue.Empty:
-                return None
+            event = self._inbox.get(left)
             if isinstance(event, Inbound):
                 return event
             if isinstance(event, Disconnected):

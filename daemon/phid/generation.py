@@ -221,7 +221,10 @@ class _Run:
         if (finish := self._interrupted()) is not None:
             return finish
         for tokens in stream.prefill():
-            yield Prefilled(self._job.id, tokens)
+            # Of the last slice the first token tells, which is at hand: whoever has just been woken
+            # waits longest for a processor.
+            if tokens < stream.prompt_tokens:
+                yield Prefilled(self._job.id, tokens)
             if (finish := self._interrupted()) is not None:
                 return finish
         return None

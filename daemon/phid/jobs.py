@@ -191,7 +191,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """So many of the prompt's tokens are in the cache: a sign of life."""
+    """So many of the prompt's tokens are in the cache: a sign of life.
+
+    When all are, no Prefilled says so but the first Tokens (or the end).
+    """
 
     job_id: str
     tokens: int

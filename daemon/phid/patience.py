@@ -66,11 +66,12 @@ class Patience:
                 self._left, self._told = prompt_tokens, 0
                 self._enter("prefill", now, self._prefill_s)
             case Prefilled(_, tokens) if self.phase == "prefill":
-                self._token_s.append((now - self._since) / max(tokens - self._told, 1))
-                self._left, self._told = self._left - (tokens - self._told), tokens
+                self._computed(tokens - self._told, now)
+                self._told = tokens
                 self._enter("prefill", now, self._prefill_s)
-                if self._left <= 0:
-                    self._enter("decode", now, _FIRST_TOKENS * self._floor_s)
+            case Tokens() if self.phase == "prefill":
+                self._computed(self._left, now)
+                self._enter("decode", now, _FIRST_TOKENS * self._floor_s)
             case Tokens() if self.phase == "decode":
                 self._gaps_s.append(now - self._since)
                 limit_s = _DECODE_TIMES * statistics.median(self._gaps_s)
@@ -88,6 +89,10 @@ class Patience:
         """How long nothing came of it, if that is too long."""
         silent_s = now - self._since
         return silent_s if self.phase != "idle" and silent_s > self._limit_s else None
+
+    def _computed(self, tokens: int, now: float) -> None:
+        self._token_s.append((now - self._since) / max(tokens, 1))
+        self._left -= tokens
 
     @property
     def _prefill_s(self) -> float:

@@ -1,4 +1,4 @@
-"""Where messages come in, on paho's thread: read, posted, held until the owner has decided."""
+"""Where messages come in, on the session's thread: read, posted, held until it is decided."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOOK_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """Something to decide on; `decided` lets paho's thread acknowledge it to the broker."""
+    """Something to decide on; `decided` lets the session's thread acknowledge it to the broker."""
 
     arrival: Arrival
     decided: Decision
@@ -38,7 +38,7 @@ Received = Arrived | StatusHeard | FrameCame
 
 
 class Reception:
-    """Takes what the broker sends. paho's thread only, but for `close`.
+    """Takes what the broker sends. The session's thread only, but for `close`.
 
     `intake` gives the one in force; `see` takes a camera's frame, and says whether the owner is to
     look at it.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from phid import control, exits, log, notify, reports, slices
+from phid import control, exits, log, notify, reports
 from phid.bulletin import Bulletin
 from phid.crew import Crew
 from phid.desk import Desk
@@ -28,6 +27,7 @@ from phid.journal import Journal
 from phid.lineup import Lineup
 from phid.lookout import Lookout
 from phid.loopback import Loopback
+from phid.mailbox import Mailbox
 from phid.operations import RESTART_STATUS, Operations
 from phid.outbox import Outbox
 from phid.reception import Arrived, Received, Reception, StatusHeard
@@ -74,7 +74,7 @@ class Service:
     def __init__(
         self, settings: Settings, read_settings: Callable[[], Settings], lineup: Lineup
     ) -> None:
-        self._mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
+        self._mailbox: Mailbox[Mail] = Mailbox()
         self._outbox = Outbox()
         self._health = Health(settings.models_dir)
         self._crew = _crew(settings, lineup, self._mailbox.put)
@@ -151,8 +151,6 @@ class Service:
     def run(self) -> int:
         """Serve until stopped: the exit status, or RESTART_STATUS."""
         _log.info("service_started", device=self._settings.device, version=reports.VERSION)
-        # Engines fill every core: what comes for us does not wait for one of their threads.
-        slices.shorten()
         try:
             self._start()
             while not self._ended:
@@ -194,10 +192,7 @@ class Service:
         )
         times += [t for t in dues if t is not None]
         times += [w.retry_at for w in self._crew.workers if w.retry_at is not None]
-        try:
-            mail = self._mailbox.get(timeout=max(0.0, min(times) - now))
-        except queue.Empty:
-            mail = None
+        mail = self._mailbox.get(min(times) - now)
         now = time.monotonic()
         if mail is not None:
             self._take(mail, now)
@@ -373,10 +368,7 @@ class Service:
         self._records.commit()
         late = now + _FAREWELL_S
         while self._is_owed_something and time.monotonic() < late:
-            try:
-                mail = self._mailbox.get(timeout=0.1)
-            except queue.Empty:
-                continue
+            mail = self._mailbox.get(0.1)
             if isinstance(mail, Arrived):
                 mail.decided.owed = True
                 mail.decided.set()

@@ -38,9 +38,10 @@ _log = log.get("session")
 class Session:
     """Keeps one connection to the broker, for as long as it takes.
 
-    `post` gets every BrokerEvent and `receive` every Inbound, both on paho's thread: `post` must
-    not wait; the message is acknowledged to the broker when `receive` returns, or when the decision
-    that it returns says so. `process` is the first part of every connection's name.
+    `post` gets every BrokerEvent and `receive` every Inbound, both on a thread of its own, and
+    `post` also what becomes of a message that its publisher wrote itself, on that thread: `post`
+    must not wait. A message is acknowledged to the broker when `receive` returns, or when the
+    decision that it returns says so. `process` is the first part of every connection's name.
     """
 
     def __init__(

@@ -25,11 +25,11 @@ FINISHED = Finished("j", Finish.STOP, "", Usage(), 0, 0, 0)
 
 
 def answered(patience: Patience, now: float, prefill_s: float, gap_s: float) -> float:
-    """One job of 100 tokens in two slices, and five tokens: when it ended."""
+    """One job of 100 tokens in two slices, and six tokens: when it ended."""
     patience.handed(now)
     patience.heard(Started("j", 100), now)
-    for tokens in (50, 100):
-        patience.heard(Prefilled("j", tokens), now := now + prefill_s / 2)
+    patience.heard(Prefilled("j", 50), now := now + prefill_s / 2)
+    patience.heard(Tokens("j", "x"), now := now + prefill_s / 2)
     for _ in range(5):
         patience.heard(Tokens("j", "x"), now := now + gap_s)
     patience.heard(FINISHED, now)
@@ -74,7 +74,7 @@ def test_before_there_is_anything_to_go_by_it_waits_long() -> None:
     assert limit_s(patience, 0.0) == 60
     patience.heard(Started("j", 100), 1.0)
     assert limit_s(patience, 1.0) == 600
-    patience.heard(Prefilled("j", 100), 2.0)
+    patience.heard(Tokens("j", "x"), 2.0)
     assert limit_s(patience, 2.0) == 30
 
 
@@ -91,7 +91,7 @@ def test_a_prefill_may_take_ten_times_what_it_took() -> None:
 def test_a_token_may_take_twenty_times_the_median() -> None:
     patience = Patience(10)
     patience.heard(Started("j", 1), 0.0)
-    patience.heard(Prefilled("j", 1), 0.0)
+    patience.heard(Tokens("j", "x"), 0.0)
     for n in range(1, 6):
         patience.heard(Tokens("j", "x"), n * 2.0)
     assert limit_s(patience, 10.0) == 40

@@ -1,0 +1,89 @@
+"""What an engine is told: in order, and without waiting for one that does not read."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from phid import channel
+from phid.child import Child
+from phid.jobs import Cancel, Event, Failed, Image, Job, Sampling, Stop, Turn
+from phid.proofs import Proved
+from wire import PATIENCE
+
+# Says what it was told, in order, when it is told to stop.
+ECHO = """\
+from phid import channel
+from phid.errors import Code
+from phid.jobs import Failed, Stop
+line = channel.inherited()
+while not isinstance(told := line.recv(), Stop):
+    line.send(Failed(getattr(told, "job_id", None) or told.id, Code.INTERNAL, ""))
+"""
+
+
+class Listener:
+    """A child that tells what it was told."""
+
+    def __init__(self) -> None:
+        self._said: queue.SimpleQueue[Event | Proved] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.child = Child(
+            (sys.executable, "-c", ECHO), self._said.put, lambda rc, _tail: self._ended.put(rc)
+        )
+
+    def heard(self, count: int) -> list[str]:
+        events = [self._said.get(timeout=10 * PATIENCE) for _ in range(count)]
+        return [event.job_id for event in events if isinstance(event, Failed)]
+
+    def end(self) -> int:
+        self.child.send(Stop())
+        return self._ended.get(timeout=10 * PATIENCE)
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    listener = Listener()
+    yield listener
+    listener.child.kill()
+    listener.child.wait(PATIENCE)
+
+
+def job(name: str, size: int = 0) -> Job:
+    return Job(name, (Turn("user", "?"),), Sampling(), images=(Image(bytes(size)),) if size else ())
+
+
+def test_it_is_told_in_order_whatever_the_sizes(listener: Listener) -> None:
+    sizes = [0, 5_000_000, 0, channel.AT_ONCE_BYTES, 0, 1_000_000, 0, 0] * 5
+    for n, size in enumerate(sizes):
+        listener.child.send(job(str(n), size))
+        listener.child.send(Cancel(f"after {n}"))
+    expected = [name for n in range(len(sizes)) for name in (str(n), f"after {n}")]
+    assert listener.heard(len(expected)) == expected
+    assert listener.end() == 0
+
+
+def test_one_that_does_not_read_is_not_waited_for(listener: Listener) -> None:
+    listener.child.send(job("first"))
+    assert listener.heard(1) == ["first"]
+    os.kill(listener.child.pid, signal.SIGSTOP)
+    slowest = 0.0
+    for n in range(200):
+        began = time.monotonic()
+        listener.child.send(job(str(n), channel.AT_ONCE_BYTES - 1000))
+        slowest = max(slowest, time.monotonic() - began)
+    os.kill(listener.child.pid, signal.SIGCONT)
+    assert listener.heard(200) == [str(n) for n in range(200)]
+    assert slowest < PATIENCE
+
+
+def test_one_that_is_gone_is_told_nothing_and_nobody_minds(listener: Listener) -> None:
+    assert listener.end() == 0
+    for _ in range(3):
+        listener.child.send(Cancel("late"))
