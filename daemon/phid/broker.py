@@ -44,8 +44,6 @@ _MAX_PACKET_BYTES = 268_435_455  # MQTT's own ceiling
 _UNSUPPORTED_VERSION = 132
 _NOT_LET_IN = frozenset({133, 134, 135, 138, 140})  # client id, password, rights, ban, method
 _TAKEN_OVER = 142
-# OpenSSL's verification errors, x509_vfy.h.
-_NOT_YET_VALID, _EXPIRED = 9, 10
 _log = log.get("broker")
 
 
@@ -175,7 +173,7 @@ class Connection:
         except SettingsError as error:
             return Ended(End.NOT_LET_IN, str(error))
         except ssl.SSLCertVerificationError as error:
-            return _not_trusted(where, error, time.time())
+            return credentials.not_trusted(where, error, time.time())
         except ssl.SSLError as error:
             return Ended(End.UNREACHABLE, f"no TLS at {where}: {error.reason or error}")
         except ConnectionResetError as error:
@@ -393,25 +391,6 @@ class Connection:
                 return
             self._received.popleft()
             client.ack(mid, 1)
-
-
-def _not_trusted(where: str, error: ssl.SSLCertVerificationError, now: float) -> Ended:
-    """Why the broker's certificate was not taken; the clock decides that, too."""
-    says = f"the certificate of {where} is not trusted: {error.verify_message}"
-    if error.verify_code not in (_NOT_YET_VALID, _EXPIRED):
-        return Ended(End.NOT_LET_IN, says)
-    says += f", by this machine's clock, which says {_date(now)}"
-    if error.verify_code == _EXPIRED:
-        return Ended(End.NOT_LET_IN, says)
-    # It comes right by itself, when the time does: no reason to wait as after a refusal.
-    return Ended(End.UNREACHABLE, f"{says}; to set it: timedatectl set-ntp true")
-
-
-def _date(ts: float) -> str:
-    try:
-        return time.strftime("%Y-%m-%d", time.gmtime(ts))
-    except (OverflowError, OSError, ValueError):
-        return f"{ts:.0f}"
 
 
 def _inbound(message: paho.MQTTMessage) -> Inbound:

@@ -1,14 +1,19 @@
-"""What proves who we are to the broker: read from files at each connect, never from settings."""
+"""What proves who we are to the broker, and the broker to us: files, read at each connect."""
 
 from __future__ import annotations
 
 import os
 import ssl
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from phid.sections import Mqtt
 from phid.settings import SettingsError
+from phid.traffic import End, Ended
+
+# OpenSSL's verification errors, x509_vfy.h.
+_NOT_YET_VALID, _EXPIRED = 9, 10
 
 # What a file in the credentials directory is called, by the setting it stands in for.
 NAMES = {
@@ -51,6 +56,18 @@ def find(mqtt: Mqtt, setting: str) -> Path | None:
     return path if path is not None and path.exists() else None
 
 
+def not_trusted(where: str, error: ssl.SSLCertVerificationError, now: float) -> Ended:
+    """Why the broker's certificate was not taken; the clock decides that, too."""
+    says = f"the certificate of {where} is not trusted: {error.verify_message}"
+    if error.verify_code not in (_NOT_YET_VALID, _EXPIRED):
+        return Ended(End.NOT_LET_IN, says)
+    says += f", by this machine's clock, which says {_date(now)}"
+    if error.verify_code == _EXPIRED:
+        return Ended(End.NOT_LET_IN, says)
+    # It comes right by itself, when the time does: no reason to wait as after a refusal.
+    return Ended(End.UNREACHABLE, f"{says}; to set it: timedatectl set-ntp true")
+
+
 def _context(mqtt: Mqtt) -> ssl.SSLContext:
     ca_file, cert_file, key_file = (find(mqtt, n) for n in ("ca_file", "cert_file", "key_file"))
     try:
@@ -74,3 +91,10 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from None
+
+
+def _date(ts: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d", time.gmtime(ts))
+    except (OverflowError, OSError, ValueError):
+        return f"{ts:.0f}"
