@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from phid import devices, log, packages
+from phid import devices, log, packages, statefile
 from phid.jobs import Load
 from phid.proofs import Evidence, Stage, Wanted
 from phid.providers import CPU, candidates
 from phid.traces import main_provider
 
 FILE = "providers.json"
-_VERSION = 1
+_SCHEMA = 1
 _MOST = 64
 # A refusal is looked at again now and then: a library may have come, or a cable.
 _REFUSAL_S = 86_400.0
@@ -48,7 +46,7 @@ class Surroundings:
     """What evidence hangs on beside its provider: the model, the packages, the drivers."""
 
     def __init__(self, load: Load, versions: Mapping[str, str], driver: str) -> None:
-        self._of_small = [_VERSION, dict(sorted(versions.items())), driver, load.threads]
+        self._of_small = [_SCHEMA, dict(sorted(versions.items())), driver, load.threads]
         self._of_model = [fingerprint(Path(load.path))]
 
     @classmethod
@@ -79,7 +77,7 @@ def passed(load: Load, wanted: Wanted) -> tuple[str, ...]:
 
 
 class Proven:
-    """The evidence in the file, read once; `keep` writes it. A file that is damaged is empty."""
+    """The evidence in the file, read once; `keep` writes it. A damaged one is as none."""
 
     def __init__(self, path: Path | None, clock: float | None = None) -> None:
         self._path = path
@@ -113,11 +111,7 @@ class Proven:
     def _read(self) -> dict[str, dict[str, Any]]:
         if self._path is None:
             return getattr(self, "_entries", {})
-        try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            entries = content["entries"] if content["v"] == _VERSION else {}
-        except (OSError, ValueError, LookupError, TypeError):
-            return {}
+        entries = statefile.read(self._path, _SCHEMA).get("entries")
         if not isinstance(entries, dict):
             return {}
         return {key: entry for key, entry in entries.items() if isinstance(entry, dict)}
@@ -125,16 +119,10 @@ class Proven:
     def _write(self) -> None:
         if self._path is None:
             return
-        written = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"v": _VERSION, "entries": self._entries})
-            written.write_text(text, encoding="utf-8")
-            written.replace(self._path)
+            statefile.write(self._path, _SCHEMA, {"entries": self._entries})
         except OSError as error:
             _log.warning("proof_not_kept", path=str(self._path), reason=str(error))
-            with suppress(OSError):
-                written.unlink()
 
 
 def _evidence(content: Any) -> Evidence | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,16 @@ def read(path: Path, schema: int) -> dict[str, Any]:
 def write(path: Path, schema: int, content: dict[str, Any]) -> None:
     """Replace what it says. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
+    # Provers of two models may write at once.
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     page = json.dumps({"schema": schema} | content, ensure_ascii=False, indent=1)
-    fresh.write_text(page, encoding="utf-8")
-    fresh.replace(path)
+    try:
+        fresh.write_text(page, encoding="utf-8")
+        fresh.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
 
 
 def _set_aside(path: Path, reason: str) -> dict[str, Any]:

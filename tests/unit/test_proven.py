@@ -46,7 +46,11 @@ def test_a_refusal_is_looked_at_again_after_a_day(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", '{"v": 1}', '{"v": 1, "entries": []}', '{"v": 9, "entries": {}}']
+    "content",
+    [
+        *("", "[]", "{", '{"schema": 1}', '{"schema": 1, "entries": []}'),
+        '{"schema": 9, "entries": {}}',
+    ],
 )
 def test_a_damaged_file_is_an_empty_one(tmp_path: Path, content: str) -> None:
     path = tmp_path / "p.json"
@@ -59,7 +63,7 @@ def test_a_damaged_file_is_an_empty_one(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("evidence", [None, {}, {"pieces": ["zz"], "placement": {}}, "x"])
 def test_a_damaged_entry_is_none(tmp_path: Path, evidence: object) -> None:
     path = tmp_path / "p.json"
-    path.write_text(json.dumps({"v": 1, "entries": {"a": {"evidence": evidence, "at": 0}}}))
+    path.write_text(json.dumps({"schema": 1, "entries": {"a": {"evidence": evidence, "at": 0}}}))
     assert Proven(path).find("a") is None
 
 
