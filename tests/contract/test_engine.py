@@ -106,7 +106,7 @@ def test_events_come_in_order_and_time_is_accounted_for(
         *[Tokens] * 6,
         Finished,
     ]
-    assert slices(events)[-1] == end.usage.prompt_tokens
+    assert all(tokens < end.usage.prompt_tokens for tokens in slices(events))
     assert 0 <= end.prefill_ms <= end.ttft_ms <= end.prefill_ms + end.decode_ms + 50
     assert end.decode_ms > 0
 
@@ -538,7 +538,7 @@ def test_a_killed_service_leaves_no_hanging_engine_behind() -> None:
         "child, line = channel.spawn(channel.ENGINE)\n"
         "line.send(Load('scripted', 'm', ''))\n"
         "line.send(Job('a', (Turn('user', '@script {\"hang_at\": 1}'),)))\n"
-        "while not isinstance(line.recv(), Prefilled): pass\n"
+        "while not isinstance(line.recv(), Started): pass\n"
         "print(child.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
