@@ -585,7 +585,8 @@ def test_whoever_ends_it_ends_it_whatever_restart_was_asked_for(
             daemon.signal(signal.SIGTERM)
         else:
             daemon.signal(signal.SIGTERM)
-            watcher.status("draining")
+            # Not its status: the daemon before it has left one.
+            until(lambda: daemon.logged("service_stopping"), what="the signal to be seen")  # noqa: B023
             refused = watcher.ctl("restart", what="service")
             assert refused["error"]["code"] == "draining"
         assert daemon.process is not None
