@@ -584,9 +584,10 @@ def test_whoever_ends_it_ends_it_whatever_restart_was_asked_for(
             assert watcher.ctl("restart", what="service")["ok"]
             daemon.signal(signal.SIGTERM)
         else:
+            # The daemon before it has left its own words, of this too.
+            before = len(daemon.logged("service_stopping"))
             daemon.signal(signal.SIGTERM)
-            # Not its status: the daemon before it has left one.
-            until(lambda: daemon.logged("service_stopping"), what="the signal to be seen")  # noqa: B023
+            until(lambda: len(daemon.logged("service_stopping")) > before, what="its end to begin")  # noqa: B023
             refused = watcher.ctl("restart", what="service")
             assert refused["error"]["code"] == "draining"
         assert daemon.process is not None
