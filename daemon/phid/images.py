@@ -253,6 +253,8 @@ def _jpeg(data: bytes) -> ImageFacts:
             bits, height, width = unpack_from(">BHH", data, at + 4)
             if bits != 8:
                 raise _unsupported(f"this is a JPEG of {bits} bits a channel: 8 are read")
+            if not data[at + 9]:
+                raise _unsupported("this is a JPEG without channels")
             beside = _jpeg_decoder_bytes(data, at)
             return ImageFacts("jpeg", width, height, orientation, at, decoder_bytes=beside)
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
@@ -273,7 +275,7 @@ def _jpeg_decoder_bytes(data: bytes, at: int) -> float:
         scan = data.find(b"\xff\xda", at + 2 + length)
         if scan < 0 or data[scan + 4 : scan + 5] in {b"", bytes([count])}:
             return 0.0
-    return 2 * sum(areas) / max(*areas, 1) + 1
+    return 2 * sum(areas) / max([*areas, 1]) + 1
 
 
 def _png(data: bytes) -> ImageFacts:

@@ -181,6 +181,20 @@ def test_a_header_without_end_is_not_read_to_its_end(data: bytes) -> None:
     assert time.thread_time() - began_s < 0.02
 
 
+@pytest.mark.parametrize("kind", [kind for kind in SOUND if kind.startswith("jpeg")])
+def test_any_channels_of_a_jpeg_are_read_or_refused(kind: str) -> None:
+    at = max(SOUND[kind].find(marker) for marker in (b"\xff\xc0", b"\xff\xc2"))
+    for count in (*range(6), 255):
+        for factors in (0x11, 0x00, 0xFF):
+            data = bytearray(SOUND[kind])
+            data[at + 9] = count
+            data[at + 11] = factors
+            outcome(bytes(data))
+    data = bytearray(SOUND[kind])
+    data[at + 9] = 0
+    assert code(bytes(data)) is Code.UNSUPPORTED
+
+
 @pytest.mark.parametrize("kind", SOUND)
 def test_every_beginning_of_a_file_is_read_or_refused(kind: str) -> None:
     data = SOUND[kind]
