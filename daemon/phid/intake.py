@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
-from phid import attachments, requests, topics
+from phid import attachments, log, requests, topics
 from phid.attachments import Picture, PictureLimits
 from phid.errors import Code, Failure, Refused
 from phid.jobs import Sampling, Turn
@@ -15,6 +17,8 @@ from phid.requests import Command, ModelCommand, Request, WatchCommand
 from phid.settings import Settings
 from phid.topics import Address, Topics
 from phid.traffic import Inbound
+
+_log = log.get("intake")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,32 +126,39 @@ class Intake:
             return None
         address = self.topics.parse(inbound.topic)
         try:
-            if address is None:
-                raise Refused(
-                    Code.NOT_FOUND, "no such topic: text, frame, part, cancel, ctl are here"
-                )
-            if address.kind in ("text", "frame"):
-                return self._request(inbound, address)
-            if address.kind == "part":
-                part = attachments.of_part(inbound.payload, self.pictures)
-                return PartArrived(address.client, address.id, address.part, part, inbound.qos)
-            if address.kind == "cancel":
-                cancel = requests.decode_cancel(inbound.payload)
-                return CancelArrived(address.client, cancel.id)
-            return self._command(inbound, address)
+            return self._arrival(inbound, address)
         except Refused as refused:
-            client = address.client if address else topics.ANON
-            limit = self.frame_bytes if address and address.kind == "frame" else self.payload_bytes
-            request_id, reply_to = self._salvage(inbound, limit)
-            request_id = request_id or _new_id()
-            verb = address.verb if address and address.kind == "ctl" else None
-            try:
-                reply = self._reply(
-                    inbound, client, request_id, reply_to, operator=verb is not None
-                )
-            except Refused:
-                reply = ReplyAddress(self.topics.res(client, request_id), inbound.correlation)
-            return ArrivalRefused(client, request_id, refused.failure, reply, verb)
+            failure = refused.failure
+        except Exception as error:  # noqa: BLE001 - whatever we did not foresee in it, its sender is told
+            *_, last = traceback.extract_tb(error.__traceback__)
+            # Not its words, which may be the message's.
+            fault = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+            _log.error("intake_failed", fault=fault)
+            failure = Failure(Code.INTERNAL, f"a fault of ours in reading it: {fault}")
+        client = address.client if address else topics.ANON
+        limit = self.frame_bytes if address and address.kind == "frame" else self.payload_bytes
+        request_id, reply_to = self._salvage(inbound, limit)
+        request_id = request_id or _new_id()
+        verb = address.verb if address and address.kind == "ctl" else None
+        try:
+            reply = self._reply(inbound, client, request_id, reply_to, operator=verb is not None)
+        except Refused:
+            reply = ReplyAddress(self.topics.res(client, request_id), inbound.correlation)
+        return ArrivalRefused(client, request_id, failure, reply, verb)
+
+    def _arrival(self, inbound: Inbound, address: Address | None) -> Arrival:
+        """Raises Refused."""
+        if address is None:
+            raise Refused(Code.NOT_FOUND, "no such topic: text, frame, part, cancel, ctl are here")
+        if address.kind in ("text", "frame"):
+            return self._request(inbound, address)
+        if address.kind == "part":
+            part = attachments.of_part(inbound.payload, self.pictures)
+            return PartArrived(address.client, address.id, address.part, part, inbound.qos)
+        if address.kind == "cancel":
+            cancel = requests.decode_cancel(inbound.payload)
+            return CancelArrived(address.client, cancel.id)
+        return self._command(inbound, address)
 
     def _salvage(self, inbound: Inbound, limit: int) -> tuple[str | None, str | None]:
         if inbound.user and _is_raw(inbound):

@@ -8,7 +8,7 @@ from typing import Any
 
 from fuzzer.source import LIMIT_BYTES, Source
 from phid import messages, requests, settings, topics
-from phid.errors import Refused
+from phid.errors import Code, Refused
 from phid.fleet import Fleet, table
 from phid.intake import (
     ArrivalRefused,
@@ -125,6 +125,7 @@ class Decoders:
             case CancelArrived():
                 return True
             case ArrivalRefused():
+                assert arrival.failure.code is not Code.INTERNAL, arrival.failure.message
                 messages.encode(messages.error_message(arrival.id, arrival.failure))
             case RequestArrived():
                 assert 0 <= arrival.deadline_s <= 3600

@@ -50,7 +50,7 @@ def test_an_escape_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "decode_cancel", fault)
     escapes = fuzz(300, 1).escapes
     assert escapes
-    assert all(escape["escape"].startswith("KeyError") for escape in escapes)
+    assert all("KeyError" in escape["escape"] for escape in escapes)
 
 
 BRACKETS = (b"[],", b"{},", b"[1],", b'["x"],', b'{"a":1},', b'"[",', b'"\\"{",', b'"["')

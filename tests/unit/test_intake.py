@@ -58,6 +58,8 @@ def test_whatever_comes_has_a_meaning_or_an_answer_on_a_topic_that_is_allowed(
         payload, topic, response_topic=response_topic, expiry_s=expiry_s, dup=dup, correlation=b"c"
     )
     arrival = INTAKE.read(message)
+    if isinstance(arrival, ArrivalRefused):
+        assert arrival.failure.code is not Code.INTERNAL, arrival.failure
     assert arrival is not None
     if isinstance(arrival, CancelArrived):
         return
@@ -160,3 +162,17 @@ def test_an_operator_is_answered_in_any_inbox_even_when_wrong() -> None:
     assert wrong.verb == "ping"
     stray = INTAKE.read(inbound(b"", topic, response_topic="phid/v1/dev/in/text"))
     assert isinstance(stray, ArrivalRefused)
+
+
+def test_what_we_did_not_foresee_is_told_by_its_place_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def faulty(_payload: bytes) -> None:
+        raise TypeError("my secret")
+
+    monkeypatch.setattr("phid.intake.requests.decode_cancel", faulty)
+    told = INTAKE.read(inbound({"id": "abc"}, "phid/v1/dev/in/cancel/me"))
+    assert isinstance(told, ArrivalRefused)
+    assert (told.client, told.id, told.failure.code) == ("me", "abc", Code.INTERNAL)
+    assert "test_intake.py:" in told.failure.message
+    assert "secret" not in told.failure.message + "".join(capsys.readouterr())
