@@ -518,6 +518,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the daemon's log there")
     options = parser.parse_args()
+    if options.keep:  # now, and not when all is done
+        options.keep.mkdir(parents=True, exist_ok=True)
     if options.model == "demo":
         options.model = demo.NAME
         demo.prepare(settings.default_models_dir(), Progress())
