@@ -128,6 +128,16 @@ class _Client(paho.Client):
         finally:
             self._at_the_socket.release()
 
+    def want_write(self) -> bool:
+        """Whether something waits: what a publisher has in hand may be put back, and waits then."""
+        with self._at_the_socket:
+            return super().want_write()
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """Keep the connection alive, or close it, while nobody writes."""
+        with self._at_the_socket:
+            return super().loop_misc()
+
 
 class Connection:
     """One attempt to connect and what comes of it; used once.

@@ -60,7 +60,8 @@ class Child:
         """Have it told, at once or soon: one that does not read is not waited for."""
         message = bytes(ForkingPickler.dumps(command))
         if self._left == self._written and len(message) <= channel.AT_ONCE_BYTES and self._room():
-            with contextlib.suppress(OSError):  # it has ended: the reader tells
+            # It has ended: the reader tells, and may close the line under our hands.
+            with contextlib.suppress(OSError, TypeError):
                 self._connection.send_bytes(message)
             return
         self._left += 1
@@ -83,8 +84,8 @@ class Child:
             while (message := self._unsent.get()) is not None:
                 self._connection.send_bytes(message)
                 self._written += 1
-        except OSError:
-            pass  # it has ended: the reader tells
+        except (OSError, TypeError):
+            pass  # as above
 
     def _read(self) -> None:
         try:

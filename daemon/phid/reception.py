@@ -74,7 +74,7 @@ class Reception:
             return None
         decided = Decision(awaited=inbound.qos > 0)
         self._post(Arrived(arrival, decided))
-        while not decided.wait(_LOOK_S) and not self._closed.is_set():
+        while not self._closed.is_set() and not decided.wait(_LOOK_S):
             pass
         return decided
 
