@@ -13,7 +13,7 @@ from rig import ROOT
 PACKAGE = ROOT / "daemon" / "phid"
 VALUES = {"catalog", "decoding", "messages", "requests", "sections", "settings", "watches"}
 HOMES = {
-    "paho": {"broker"},
+    "paho": {"broker", "link"},
     "psutil": {"health", "memory"},
     "onnxruntime_genai": {"runtime", "text", "vision", "execution"},
     "sqlite3": {"journal", "tables"},

@@ -44,6 +44,9 @@ class Listener:
 
     def end(self) -> int:
         self.child.send(Stop())
+        return self.wait()
+
+    def wait(self) -> int:
         return self._ended.get(timeout=10 * PATIENCE)
 
 
@@ -87,3 +90,18 @@ def test_one_that_is_gone_is_told_nothing_and_nobody_minds(listener: Listener) -
     assert listener.end() == 0
     for _ in range(3):
         listener.child.send(Cancel("late"))
+
+
+def test_a_line_that_is_closed_under_a_message_is_nothing_to_the_owner(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger message is written in two: what reads the line may close it between them."""
+    send = channel.Connection._send
+
+    def send_and_end(self: channel.Connection, buffer: bytes, *rest: object) -> None:
+        send(self, buffer, *rest)
+        listener.child.kill()
+        listener.wait()
+
+    monkeypatch.setattr(channel.Connection, "_send", send_and_end)
+    listener.child.send(job("x", channel.AT_ONCE_BYTES - 1000))

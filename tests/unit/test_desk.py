@@ -11,7 +11,6 @@ from pathlib import Path
 import paho.mqtt.client as paho
 import pytest
 
-from phid.broker import PahoLink
 from phid.crew import Crew
 from phid.desk import Desk
 from phid.errors import Code, Failure
@@ -20,6 +19,7 @@ from phid.health import Health
 from phid.intake import ArrivalRefused, Intake, RequestArrived
 from phid.jobs import Load
 from phid.lineup import Lineup, Model
+from phid.link import PahoLink
 from phid.messages import ErrorMessage
 from phid.outbox import Outbox
 from phid.records import Records

@@ -1,0 +1,107 @@
+"""What goes out to the MQTT broker, on whichever thread has something to say."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from phid.traffic import Protocol
+
+
+class Client(paho.Client):
+    """A client on which whoever publishes writes, unless another thread is at the socket.
+
+    To wake the thread that reads takes longer than to write while an engine fills the processors.
+    paho's `publish` writes by itself where the loop is not paho's own, but minds no other thread
+    that does.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._at_the_socket = threading.RLock()
+
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+        """Read and call back, as paho does."""
+        with self._at_the_socket:
+            return super().loop_read(max_packets)
+
+    def loop_write(self) -> MQTTErrorCode:
+        """Write what waits, or leave it to the loop's next round, which paho has woken."""
+        if not self._at_the_socket.acquire(blocking=False):
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        try:
+            return super().loop_write()
+        finally:
+            self._at_the_socket.release()
+
+    def want_write(self) -> bool:
+        """Whether something waits: what a publisher has in hand may be put back, and waits then."""
+        with self._at_the_socket:
+            return super().want_write()
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """Keep the connection alive, or close it, while nobody writes."""
+        with self._at_the_socket:
+            return super().loop_misc()
+
+
+class PahoLink:
+    """A `Link` by paho."""
+
+    def __init__(self, client: paho.Client, session: str, protocol: Protocol) -> None:
+        self.session = session
+        self._client = client
+        self._protocol = protocol
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        correlation: bytes | None = None,
+        response_topic: str | None = None,
+        expiry_s: int | None = None,
+        user: Sequence[tuple[str, str]] = (),
+    ) -> int:
+        """The message id that a later Sent names; does not wait for the network.
+
+        MQTT 3.1.1 has no properties: what they say must be in the payload too.
+        """
+        if self._protocol is Protocol.V311:
+            return self._client.publish(topic, payload, qos, retain).mid
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.ContentType = "application/json"
+        if correlation is not None:
+            properties.CorrelationData = correlation
+        if response_topic is not None:
+            properties.ResponseTopic = response_topic
+        if expiry_s is not None:
+            properties.MessageExpiryInterval = expiry_s
+        if user:
+            properties.UserProperty = list(user)
+        return self._client.publish(topic, payload, qos, retain, properties).mid
+
+    def subscribe(self, filters: Sequence[str]) -> int:
+        """Hear these too, at QoS 0 and without what is retained: the id a later Subscribed names.
+
+        For what is worth nothing once it is old: a broker keeps none of it while we are away.
+        """
+        if self._protocol is Protocol.V311:
+            wanted: list[Any] = [(f, 0) for f in filters]
+        else:
+            options = SubscribeOptions(qos=0, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+            wanted = [(f, options) for f in filters]
+        return self._client.subscribe(wanted)[1] or 0
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Hear these no more."""
+        self._client.unsubscribe(list(filters))
