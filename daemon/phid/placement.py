@@ -1,4 +1,4 @@
-"""Where a loaded model's kernels run, measured by the runtime's own profile."""
+"""Where a loaded model's kernels run, by the libraries that are loaded or by a profile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,28 @@ _FOREIGN = re.compile(
     r"onnxruntime_providers_(?!shared)|onnxruntime-genai-cuda|openvino|libqnn", re.IGNORECASE
 )
 _MAPS = Path("/proc/self/maps")
+
+
+@contextmanager
+def measured(generator: Any) -> Iterator[Callable[[], dict[str, float]]]:
+    """Measure what this generator runs inside: percent of kernel time by provider.
+
+    The callable tells it, once something ran; empty where it cannot be known. Profiled only where
+    another provider's library is loaded: a megabyte or less for each token, removed at the end. Who
+    has profiled a run pays for it with a little memory per token for ever, because the runtime's
+    thread pool does not stop noting how it cuts its loops (ThreadPoolProfiler; seen with 1.32).
+    """
+    if of_cpu := _by_libraries():
+        yield lambda: of_cpu
+        return
+    profile = _begin(generator)
+    try:
+        yield lambda: profile.placement() if profile is not None else {}
+    finally:
+        if profile is not None:
+            with suppress(RuntimeError):
+                generator.set_runtime_option(_OPTION, _OFF)
+            profile.close()
 
 
 class Profile:
@@ -43,22 +65,6 @@ class Profile:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-@contextmanager
-def profiled(generator: Any) -> Iterator[Profile | None]:
-    """Profile what this generator runs inside; None where this runtime cannot do that.
-
-    A megabyte or less for each token, removed at the end. It is off afterwards.
-    """
-    profile = _begin(generator)
-    try:
-        yield profile
-    finally:
-        if profile is not None:
-            with suppress(RuntimeError):
-                generator.set_runtime_option(_OPTION, _OFF)
-            profile.close()
-
-
 def _begin(generator: Any) -> Profile | None:
     if not packages.profiles_runs():
         return None
@@ -74,11 +80,10 @@ def _begin(generator: Any) -> Profile | None:
     return profile
 
 
-def by_libraries() -> dict[str, float]:
+def _by_libraries() -> dict[str, float]:
     """All of it on the CPU, if this process has loaded nothing that could run it elsewhere.
 
-    For graphs that tell no profile: those of vision models, and any in an old runtime. Empty where
-    the loaded libraries cannot be seen, or another provider's are among them.
+    Empty where the loaded libraries cannot be seen, or another provider's are among them.
     """
     if sys.platform == "win32":  # DirectML is inside the runtime's own library there
         return {}

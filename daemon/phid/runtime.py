@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _GRAPHS = ("decoder", "vision", "embedding")
 # Tokens of the warm-up: those whose kernels are looked at, and those that are timed (for at most
 # so long: on a small board a token of a large model takes a quarter of a second).
-_PROFILED, _TIMED, _TIMED_S = 2, 8, 0.25
+_LOOKED_AT, _TIMED, _TIMED_S = 2, 8, 0.25
 
 
 def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
@@ -71,7 +71,7 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
         warm = _warm_up(model, tokenizer, config)
     except RuntimeError as error:
         raise _explained(error, folder) from None
-    measured = warm.placement or placement.by_libraries() or dict(load.proven)
+    measured = warm.placement or dict(load.proven)
     tokens = vocabulary.read(folder / "tokenizer.json")
     if tokens.pieces and (fault := soundness.misfit(len(tokens.pieces), config.get("vocab_size"))):
         raise Refused(Code.INTERNAL, f"tokenizer.json belongs to another model: {fault}")
@@ -191,19 +191,19 @@ class _Warm:
 
 
 def _warm_up(model: Any, tokenizer: Any, config: dict[str, Any]) -> _Warm:
-    """Generate a few tokens, so the first job does not pay for it: some profiled, some timed."""
+    """Generate a few tokens, so the first job does not pay for it: some looked at, some timed."""
     prompt = tokenizer.encode("Hello")
     params = og.GeneratorParams(model)
-    most = _PROFILED + _TIMED
+    most = _LOOKED_AT + _TIMED
     params.set_search_options(
         max_length=len(prompt) + most, min_length=len(prompt) + most, do_sample=False, num_beams=1
     )
     generator = og.Generator(model, params)
-    with placement.profiled(generator) as profile:
+    with placement.measured(generator) as told:
         generator.append_tokens(prompt)
-        for _ in range(_PROFILED):
+        for _ in range(_LOOKED_AT):
             generator.generate_next_token()
-        measured = profile.placement() if profile is not None else {}
+        measured = told()
     began_s, count = time.monotonic(), 0
     while count < _TIMED and (count == 0 or time.monotonic() - began_s < _TIMED_S):
         generator.generate_next_token()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.mosquitto
 
 MODELS = ROOT / "tests" / "models"
 # 500 for the figure in the documents; fewer tell nearly as much in every run.
-SCENES = int(os.environ.get("PHID_TEST_SCENES", "60"))
+SCENES = int(os.environ.get("SCENES", "60"))
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from contract.subjects import EngineProcess
 from phid import channel, packages, prover
 from phid.crew import Crew
 from phid.errors import Code
-from phid.jobs import Job, Load, LoadFailed, Ready, Sampling, Turn
+from phid.jobs import Job, Load, LoadFailed, Turn
 from phid.lineup import Lineup, Model
 from phid.proofs import Prove, Wanted
 from phid.prover import SMALL_MODEL, prove, try_out
@@ -279,40 +278,44 @@ def test_a_refusal_by_proof_ends_who_waits(qnn_installed: None, tmp_path: Path) 
 # The engine.
 
 
-def test_traces_are_gone_when_the_engine_is_ready(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setenv("TMPDIR", str(scratch))
-    engine = EngineProcess()
-    try:
-        ready = engine.load(SMALL)[-1]
-        assert isinstance(ready, Ready)
-        assert ready.facts.placement == {"cpu": 100.0}
-        assert ready.facts.provider == "cpu"
-        assert (ready.facts.tokens_per_s or 0) > 0
-        assert list(scratch.iterdir()) == []
-        engine.ask(Job("j", (Turn("user", "1"),), Sampling(max_tokens=4)))
-        assert list(scratch.iterdir()) == []
-    finally:
-        engine.close()
-
-
-def test_where_no_trace_can_be_written_the_libraries_tell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def placement_by_a_process(first: str) -> str:
+    """What one that runs this line, and then loads the small model, prints of where that ran."""
     program = (
-        "import sys, tempfile; tempfile.tempdir = '/nonexistent'\n"
+        f"{first}\n"
         "from phid import runtime; from phid.jobs import Load\n"
         f"facts = runtime.load(Load('genai', 'm', {str(SMALL_MODEL)!r}), lambda _: None).facts\n"
         "print(facts.provider, facts.placement)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(prover.__file__).parents[1])}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_an_engine_on_the_cpu_alone_is_not_profiled_and_knows_where_it_runs() -> None:
+    """The runtime's thread pool never forgets a profile: 1.4 kB for each token of SmolLM2 after."""
+    tell = (
+        "import sys; sys.addaudithook(lambda what, _: what == 'tempfile.mkdtemp' and print(what))"
     )
-    assert done.stdout.split("\n")[0] == "cpu {'cpu': 100.0}"
+    assert placement_by_a_process(tell) == "cpu {'cpu': 100.0}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loaded libraries are read from /proc")
+@pytest.mark.parametrize("writable", [True, False], ids=["", "and no trace can be written"])
+def test_where_another_providers_library_is_loaded_a_profile_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, writable: bool
+) -> None:
+    """Some other library in the name of OpenVINO's: it does nothing."""
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+    some = next(word for word in mapped.split() if "/libm.so" in word or "/libm-" in word)
+    foreign, scratch = tmp_path / "libopenvino.so", tmp_path / "scratch"
+    foreign.write_bytes(Path(some).read_bytes())
+    scratch.mkdir()
+    monkeypatch.setenv("LD_PRELOAD", str(foreign))
+    there = str(scratch if writable else scratch / "not there")
+    said = placement_by_a_process(f"import tempfile; tempfile.tempdir = {there!r}")
+    assert said == ("cpu {'cpu': 100.0}\n" if writable else "unknown {}\n")
+    assert list(scratch.iterdir()) == []
 
 
 # The daemon.
