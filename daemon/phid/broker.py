@@ -18,7 +18,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from phid import credentials, log
-from phid.link import Client, PahoLink
+from phid.link import PahoLink, SharedClient
 from phid.settings import SettingsError
 from phid.traffic import (
     BrokerEvent,
@@ -131,7 +131,7 @@ class Connection:
     def _make_client(self) -> paho.Client:
         endpoint, mqtt = self._endpoint, self._endpoint.mqtt
         clean = None if self._protocol is Protocol.V5 else not endpoint.keep_session
-        client = Client(
+        client = SharedClient(
             CallbackAPIVersion.VERSION2,
             client_id=endpoint.client_id,
             clean_session=clean,

@@ -15,7 +15,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from phid.traffic import Protocol
 
 
-class Client(paho.Client):
+class SharedClient(paho.Client):
     """A client on which whoever publishes writes, unless another thread is at the socket.
 
     To wake the thread that reads takes longer than to write while an engine fills the processors.
