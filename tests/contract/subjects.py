@@ -158,7 +158,7 @@ def gone(pid: int, within_s: float) -> bool:
             state = (
                 Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # it may go while it is read
             return True
         if state == "Z":
             return True
