@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from structlog.testing import capture_logs
+
 from fuzzer.source import LIMIT_BYTES, Source
-from phid import messages, requests, settings, topics
+from phid import attachments, messages, requests, settings, topics, watches
+from phid.attachments import PictureLimits
 from phid.errors import Code, Refused
 from phid.fleet import Fleet, table
 from phid.intake import (
@@ -17,14 +20,17 @@ from phid.intake import (
     Intake,
     RequestArrived,
 )
+from phid.roster import Notebook, Roster
+from phid.sections import Mqtt
+from phid.session import Protocols
 from phid.settings import Settings, SettingsError
 from phid.topics import Topics
-from phid.traffic import Inbound
+from phid.traffic import Endpoint, Inbound
 
 MAX_ERROR_BYTES = 2000
 
 
-# How often each of them has its turn, of a hundred.
+# How often each of them has its turn, by weight.
 SHARES = {
     "intake": 30,
     "request": 30,
@@ -36,6 +42,10 @@ SHARES = {
     "topic": 7,
     "fleet": 4,
     "settings": 4,
+    "watch": 6,
+    "model": 3,
+    "picture": 6,
+    "state": 3,
 }
 # A large one takes as long as a thousand others.
 LARGE_EVERY = 2000
@@ -47,6 +57,7 @@ class Decoders:
     def __init__(self, source: Source, folder: Path) -> None:
         self._source = source
         self._file = folder / "phid.toml"
+        self._memory = folder / "state.json"
         self._topics = Topics("phid/v1", "porch")
         self._intake = Intake(
             self._topics,
@@ -66,10 +77,14 @@ class Decoders:
             "salvage": (source.payload, self._salvage),
             "cancel": (source.payload, self._cancel),
             "command": (source.payload, self._command),
-            "answer": (source.payload, self._answer),
+            "answer": (source.answer, self._answer),
             "topic": (source.topic, self._topic),
             "fleet": (source.inbound, self._fleet),
             "settings": (source.toml, self._settings),
+            "watch": (source.watch, self._watch),
+            "model": (source.model, self._model),
+            "picture": (source.picture, self._picture),
+            "state": (source.state, self._state),
             "large": (source.large, self._large),
         }
 
@@ -152,6 +167,43 @@ class Decoders:
             return False
         assert isinstance(loaded, Settings)
         return True
+
+    def _watch(self, payload: bytes) -> bool:
+        try:
+            told = requests.decode_watch(payload)
+            watch = watches.merged(None, {**told.definition, "name": told.name})
+            watches.check(watch, "phid/v1", 4)
+        except Refused as refused:
+            return self._told(refused)
+        assert topics.is_filter(watch.topic)
+        return True
+
+    def _model(self, payload: bytes) -> bool:
+        try:
+            requests.decode_model(payload)
+        except Refused as refused:
+            return self._told(refused)
+        return True
+
+    def _picture(self, payload: bytes) -> bool:
+        try:
+            attachments.of_camera(payload, PictureLimits())
+        except Refused as refused:
+            return self._told(refused)
+        return True
+
+    def _state(self, data: bytes) -> bool:
+        """What an earlier run left: taken, or set aside beside."""
+        self._memory.write_bytes(data)
+        with capture_logs():
+            roster = Roster(Notebook(self._memory), "phid/v1")
+            roster.configure((), 4)
+            taken = bool(roster.all) or bool(roster.filters)
+            self._memory.write_bytes(data)
+            Protocols(Endpoint(Mqtt(host="h"), "me", ()), self._memory, lambda: 1e9).choose()
+        for aside in self._memory.parent.glob(f"{self._memory.name}.*.bad"):
+            aside.unlink()
+        return taken
 
     def _large(self, payload: bytes) -> bool:
         return self._inbound(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzzer.words import BYTES, LITERALS, WORDS
-from phid import messages, requests, settings
+from phid import messages, requests, settings, watches
 from phid.traffic import Inbound
 
 ROOT = Path(__file__).parents[2]
@@ -273,6 +273,74 @@ class Source:
             "phid/v1/porch/in/frame/me", payload, qos=1, retain=False, dup=False, user=tuple(user)
         )
 
+    def answer(self) -> bytes:
+        """What a daemon says, or what has become of it."""
+        said = [seed for seed in self._seeds if b'"type"' in seed]
+        return self._mutated(self.dice.choice(said)) if self.dice.random() < 0.5 else self.payload()
+
+    def watch(self) -> bytes:
+        """The payload of ctl/watch: a sound definition but for a detail, or what became of one."""
+        dice = self.dice
+        if dice.random() < 0.2:
+            return self.payload()
+        content: dict[str, Any] = {"name": "door", "topic": "cameras/+/snapshot", "prompt": "Who?"}
+        for name in dice.choices([*watches.Watch.model_fields], k=dice.randrange(5)):
+            sound = {
+                "detail": dice.choice(("low", 1, 16, 17)),
+                "quiet_hours": dice.choice(("22:00-06:00", "24:00-06:00", "22-6")),
+                "topic": dice.choice(("cameras/#", "a/#/b", self.topic())),
+                "prompt": dice.choice(("{camera} {label}", "{0}", "{camera", self.text())),
+            }
+            number = dice.choice((0, 1, 2, 5, 0.5, -1, 1e9, 10**20, True))
+            content[name] = sound.get(name, number if dice.random() < 0.8 else self.text())
+        if dice.random() < 0.1:
+            content[dice.choice(("id", "reply_to", "delete", "prompts", self.text()))] = self.text()
+        data = json.dumps(content).encode()
+        return self._mutated(data) if dice.random() < 0.2 else data
+
+    def model(self) -> bytes:
+        """The payload of ctl/model."""
+        dice = self.dice
+        if dice.random() < 0.3:
+            return self.payload()
+        content = {
+            "action": dice.choice(("load", "unload", "switch", self.text())),
+            "name": dice.choice(("smollm2", "../x", self.text())),
+        }
+        if dice.random() < 0.3:
+            content[dice.choice(("pin", "id", "reply_to", self.text()))] = self.text()
+        data = json.dumps(content).encode()
+        return self._mutated(data) if dice.random() < 0.3 else data
+
+    def picture(self) -> bytes:
+        """What a camera publishes: a picture as it is or in JSON, or what has become of one."""
+        dice = self.dice
+        data = self._mutated(PNG) if dice.random() < 0.4 else PNG
+        if dice.random() < 0.4:
+            return data
+        text = base64.b64encode(data).decode() if dice.random() < 0.8 else self.text()
+        head = dice.choice(("", "", "data:image/png;base64,", "data:,"))
+        content: dict[str, Any] = {dice.choice(("b64", "image")): head + text}
+        if dice.random() < 0.5:
+            content["ts"] = dice.choice((1_800_000_000.5, 0, -1, 10**20, 1e308, "1", None))
+        if dice.random() < 0.3:
+            content[self.text()] = self.text()
+        data = json.dumps(content).encode()
+        return self._mutated(data) if dice.random() < 0.2 else data
+
+    def state(self) -> bytes:
+        """A state file, whichever, or what has become of one on a bad card."""
+        dice = self.dice
+        content = {
+            "schema": dice.choice((1, 1, 1, 2, "1", True, None)),
+            "watches": [json.loads(_or_empty(self.watch())) for _ in range(dice.randrange(3))],
+            "off": dice.choice(([], ["door"], [1], "door", None)),
+            "filters": dice.choice(([], ["a/#"], {}, 7)),
+            "brokers": dice.choice(({}, {"h:1": {"fell_back_at": 1}}, {"h:1": 5}, [1])),
+        }
+        data = json.dumps(content).encode()
+        return self._mutated(data) if dice.random() < 0.5 else data
+
     def _fitting(self, topic: str) -> bytes:
         """What belongs on this topic, more or less."""
         dice = self.dice
@@ -310,3 +378,12 @@ class Source:
                 json.dumps(self.topic(), ensure_ascii=False),
             )
         )
+
+
+def _or_empty(data: bytes) -> bytes:
+    """The data if it is JSON, else an empty object."""
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return b"{}"
+    return data

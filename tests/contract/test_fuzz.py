@@ -34,7 +34,7 @@ def test_nothing_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tally.escapes == []
     assert sum(tally.runs.values()) == COUNT
     # A fuzzer whose inputs are all refused at the door tests only the door.
-    for name in ("request", "intake", "frame", "command", "answer", "fleet", "settings", "topic"):
+    for name in set(tally.runs) - {"salvage", "cancel", "large"}:
         assert tally.taken[name] > 0.02 * tally.runs[name], name
 
 
