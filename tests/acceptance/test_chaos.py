@@ -31,5 +31,8 @@ def test_no_law_is_broken_while_everything_breaks(tmp_path: Path) -> None:
     assert figures["answered"] >= 30
     assert figures["upload_cuts"] >= 1
     assert figures["half_opens"] >= 1
+    assert figures["net_cuts"] >= 1
+    assert figures["mute_brokers"] >= 1
+    assert figures["conflicts"] >= 1
     # What waits may take 64 MiB (limits.backlog_bytes), and pictures of 8 come in JSON.
     assert figures["max_service_rss_mb"] < 160
