@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import ValidationError
 
 from phid.messages import Status
 
 _MAX_PROCESSES = 16
+# What a process that has ended left on its way comes at once.
+_ALIVE_AFTER_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """The first that was heard of a process: its session, when it said so, and when we heard it."""
+
+    session: str
+    ts: int
+    heard_at: float
 
 
 class Rivals:
     """Watches what is said as our status for words that are not ours.
 
-    Two daemons with one client id throw each other out for ever, and few brokers tell them why.
-    A session is named `<process>-<connection>`. The last word of a process before us may come
-    late, so one foreign session proves nothing; a second one of the same process does. Of two
-    rivals the one with the greater name gives way, so that one is left.
+    Two daemons with one client id throw each other out for ever, and few brokers tell them why; two
+    of one device id with different client ids both stay, and answer every request twice. A session
+    is named `<process>-<connection>`. The last word of a process before us may come late, so one
+    foreign word proves nothing; a second session of the same process does, or a later word of it
+    when all it had left behind must have come. Of two rivals the one with the greater name gives
+    way, so that one is left.
     """
 
     def __init__(self, process: str) -> None:
         self._process = process
-        self._last: dict[str, str] = {}
+        self._first: dict[str, _Word] = {}
 
-    def heard(self, payload: bytes) -> bool:
-        """True if this status comes from a live rival that we give way to."""
+    def heard(self, payload: bytes, now: float) -> bool:
+        """True if this status, heard at `now` (monotonic), is of a rival that we give way to."""
         try:
-            session = Status.model_validate_json(payload).session
+            status = Status.model_validate_json(payload)
         except ValidationError:
             return False
-        process = session.rpartition("-")[0]
+        process = status.session.rpartition("-")[0]
         if not process or process == self._process:
             return False
-        if len(self._last) >= _MAX_PROCESSES:
-            self._last.clear()
-        return self._last.setdefault(process, session) != session and self._process > process
+        if len(self._first) >= _MAX_PROCESSES:
+            self._first.clear()
+        first = self._first.setdefault(process, _Word(status.session, status.ts, now))
+        lives = (
+            status.state != "offline"
+            and status.ts > first.ts
+            and now - first.heard_at >= _ALIVE_AFTER_S
+        )
+        return (lives or status.session != first.session) and self._process > process

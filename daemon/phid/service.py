@@ -222,7 +222,7 @@ class Service:
             case TakenOver(reason):
                 self._give_way(reason)
             case StatusHeard(payload):
-                if self._rivals.heard(payload):
+                if self._rivals.heard(payload, now):
                     self._give_way("another daemon speaks as this device")
             case EngineEnded():
                 self._engine_ended(mail, now)

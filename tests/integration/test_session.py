@@ -252,12 +252,15 @@ def test_a_unix_socket(broker_with: BrokerWith, run_daemon: RunDaemon, tmp_path:
     assert is_answered(broker.port)
 
 
+@pytest.mark.parametrize("own", [None, "another"], ids=["", "or with another, answer twice"])
 def test_two_daemons_with_one_client_id_do_not_fight_for_ever(
-    start_daemon: DaemonFactory, mosquitto: Mosquitto, tmp_path: Path
+    start_daemon: DaemonFactory, mosquitto: Mosquitto, tmp_path: Path, own: str | None
 ) -> None:
-    first = start_daemon()
+    often: dict[str, object] = {"health__heartbeat_s": 1}
+    first = start_daemon(**often)
     (tmp_path / "second").mkdir()
-    second = Daemon(mosquitto.port, tmp_path / "second")
+    ids = {"mqtt__client_id": own} if own else {}
+    second = Daemon(mosquitto.port, tmp_path / "second", **often, **ids)
     second.start()
     try:
         both = (first, second)

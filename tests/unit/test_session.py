@@ -142,31 +142,39 @@ def test_a_memory_that_cannot_be_written_is_no_fault(tmp_path: Path, clock: Cloc
     assert policy.choose() is Protocol.V311
 
 
-def status(session: str) -> bytes:
-    told = Status(state="online", session=session, since=1, ts=1, version="0")
-    return encode(told)
+def status(session: str, ts: int = 1, state: Any = "online") -> bytes:
+    return encode(Status(state=state, session=session, since=1, ts=ts, version="0"))
 
 
 def test_the_last_words_of_a_process_before_us_are_no_rival() -> None:
     rivals = Rivals("mmmm")
-    assert not rivals.heard(status("aaaa-7"))
-    assert not rivals.heard(status("aaaa-7"))
-    assert not rivals.heard(status("mmmm-1"))
-    assert not rivals.heard(status("mmmm-2"))
+    assert not rivals.heard(status("aaaa-7"), 0)
+    assert not rivals.heard(status("aaaa-7", 2, "draining"), 0.1)
+    assert not rivals.heard(status("aaaa-7", 3, "offline"), 20)  # its will, by a broker that waits
+    assert not rivals.heard(status("aaaa-7"), 90)  # retained, and told again when we reconnect
+    assert not rivals.heard(status("mmmm-1"), 0)
+    assert not rivals.heard(status("mmmm-2", 9), 90)
+
+
+def test_one_with_a_client_id_of_its_own_is_a_rival_once_it_goes_on_speaking() -> None:
+    smaller, greater = Rivals("aaaa"), Rivals("zzzz")
+    at = (0, 5, 30)
+    assert not any(smaller.heard(status("zzzz-1", 1 + n), n) for n in at)
+    assert [greater.heard(status("aaaa-1", 1 + n), n) for n in at] == [False, False, True]
 
 
 def test_of_two_rivals_exactly_one_gives_way() -> None:
     smaller, greater = Rivals("aaaa"), Rivals("zzzz")
     gave_way = {
-        "smaller": [smaller.heard(status(f"zzzz-{n}")) for n in range(1, 4)],
-        "greater": [greater.heard(status(f"aaaa-{n}")) for n in range(1, 4)],
+        "smaller": [smaller.heard(status(f"zzzz-{n}"), 0) for n in range(1, 4)],
+        "greater": [greater.heard(status(f"aaaa-{n}"), 0) for n in range(1, 4)],
     }
     assert gave_way == {"smaller": [False] * 3, "greater": [False, True, True]}
 
 
 @pytest.mark.parametrize("payload", [b"", b"{}", b"\xff", b'{"session": "aaaa-1"}'])
 def test_what_is_no_status_is_no_rival(payload: bytes) -> None:
-    assert not Rivals("zzzz").heard(payload)
+    assert not Rivals("zzzz").heard(payload, 0)
 
 
 class Wire:
