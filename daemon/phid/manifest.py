@@ -62,9 +62,10 @@ def read(folder: Path, name: str = NAME) -> Manifest | None:
     try:
         content = json.loads(path.read_text("utf-8"))
         schema = content.get("schema", 1)  # the first ones did not say it
-        if isinstance(schema, int) and schema > SCHEMA:
+        known = isinstance(schema, int) and not isinstance(schema, bool) and schema <= SCHEMA
+        if not known:
             raise Newer(
-                f"{path} is of schema {schema}, and this phid reads {SCHEMA}: use the newer phid"
+                f"{path} is of schema {schema!r}, and this phid reads {SCHEMA}: use the newer phid"
                 " that wrote it, or remove the model and pull it again"
             )
         files = {

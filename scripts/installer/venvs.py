@@ -22,7 +22,7 @@ def name(layout: Layout, locks: Sequence[Path]) -> str:
     package = layout.checkout / "daemon/phid"
     digest = hashlib.sha256(sys.version.encode())
     for path in [*locks, layout.checkout / "pyproject.toml", *sorted(_sources(package))]:
-        digest.update(str(path.relative_to(layout.checkout)).encode() + b"\0")
+        digest.update(os.path.relpath(path, layout.checkout).encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return f"{version(layout)}-{digest.hexdigest()[:12]}"
 
@@ -35,8 +35,14 @@ def version(layout: Layout) -> str:
     return found[1]
 
 
-def locks_of(layout: Layout, extras: Iterable[str]) -> list[Path]:
-    """The lock files with what every device needs, and with the packages of extras."""
+def locks_of(layout: Layout, extras: Iterable[str], wheelhouse: Path | None = None) -> list[Path]:
+    """The lock files with what every device needs, and with the packages of extras.
+
+    In their place the list of a wheelhouse that has one, such as scripts/jetson-wheels makes: of
+    runtimes that no index has.
+    """
+    if wheelhouse is not None and (own := wheelhouse / "requirements.txt").is_file():
+        return [own]
     return [layout.checkout / "scripts/lock" / f"{extra}.txt" for extra in ("run", *extras)]
 
 
@@ -53,7 +59,7 @@ def build(acts: Acts, layout: Layout, extras: Sequence[str], wheelhouse: Path | 
 
     Raises Failed; what is in use is not touched.
     """
-    locks = locks_of(layout, extras)
+    locks = locks_of(layout, extras, wheelhouse)
     folder = layout.venvs / name(layout, locks)
     if (folder / _WHOLE).exists():
         acts.say(f"{folder} is there already")
@@ -62,7 +68,7 @@ def build(acts: Acts, layout: Layout, extras: Sequence[str], wheelhouse: Path | 
         _check_room(layout)
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
     try:
-        pip = _make(acts, folder, wheelhouse)
+        pip = _make(acts, layout, folder, wheelhouse)
         source = ("--no-index", "--find-links", wheelhouse) if wheelhouse else ()
         options = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
         acts.run(
@@ -119,21 +125,18 @@ def _sources(package: Path) -> Iterator[Path]:
             yield path
 
 
-def _make(acts: Acts, folder: Path, wheelhouse: Path | None) -> tuple[str | Path, ...]:
+def _make(
+    acts: Acts, layout: Layout, folder: Path, wheelhouse: Path | None
+) -> tuple[str | Path, ...]:
     """An empty environment: its pip, as a command."""
     python = folder / "bin/python"
     if _has_ensurepip():
         acts.run(sys.executable, "-m", "venv", folder)
         return (python, "-m", "pip")
     if wheelhouse is not None:
-        wheels = sorted(wheelhouse.glob("pip-*.whl"))
-        if not wheels:
-            raise Failed(
-                f"{sys.executable} has no ensurepip, and {wheelhouse} no pip:"
-                f" pip download --dest {wheelhouse} pip"
-            )
+        wheel = _pip_in(wheelhouse, layout.checkout / "scripts/lock/pip.txt")
         acts.run(sys.executable, "-m", "venv", "--without-pip", folder)
-        return (python, wheels[-1] / "pip")
+        return (python, wheel / "pip")
     if shutil.which("apt-get") is None:
         raise Failed(f"{sys.executable} has no ensurepip: install the package that brings it")
     package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
@@ -145,6 +148,20 @@ def _make(acts: Acts, folder: Path, wheelhouse: Path | None) -> tuple[str | Path
     )  # fmt: skip
     acts.run(sys.executable, "-m", "venv", folder)
     return (python, "-m", "pip")
+
+
+def _pip_in(wheelhouse: Path, lock: Path) -> Path:
+    """The wheelhouse's wheel of pip, which is run from it: one that the lock names by its hash."""
+    wheels = sorted(wheelhouse.glob("pip-*.whl"))
+    named = lock.read_text(encoding="utf-8")
+    for wheel in wheels:
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() in named:
+            return wheel
+    has = f"a {wheels[-1].name} that {lock} does not name" if wheels else "no pip"
+    raise Failed(
+        f"{sys.executable} has no ensurepip, and {wheelhouse} {has}:"
+        f" pip download --require-hashes --dest {wheelhouse} -r {lock}"
+    )
 
 
 def _has_ensurepip() -> bool:

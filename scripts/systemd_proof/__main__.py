@@ -21,7 +21,7 @@ PROMISES: tuple[Callable[[], str], ...] = (
     service.it_runs_as_its_own_user_without_rights_and_behind_the_filter,
     service.it_answers,
     service.the_journal_has_fields_and_priorities,
-    service.errors_are_errors_in_the_journal,
+    service.warnings_are_warnings_in_the_journal,
     service.a_reload_takes_new_settings_without_a_new_process,
     service.a_restart_by_command_keeps_the_process,
     service.a_service_that_stands_still_is_killed_and_started_again,

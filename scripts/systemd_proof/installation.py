@@ -155,6 +155,8 @@ def an_upgrade_loses_no_request() -> str:
         several = [one for one in asked if len(client.outcomes(one)) != 1]
         states = [h for h in client.heard if h.topic.endswith("/out/status")]
     assert not several, several
+    assert outcomes.keys() <= {"result", "error draining"}, outcomes
+    assert outcomes["result"] > len(asked) * 0.8, outcomes
     away = next(h for h in states if h.json["state"] in ("draining", "offline"))
     gone = next(h for h in states if h.json["state"] == "offline")
     back = next(h for h in states if h.json["state"] == "online" and h.at > gone.at)

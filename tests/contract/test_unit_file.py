@@ -69,6 +69,29 @@ def test_every_drop_in_has_its_measure() -> None:
     assert set(PROVIDERS) == MOST_EXPOSED.keys() - {"cpu"}
 
 
+def test_a_device_is_let_in_by_its_drop_in(tmp_path: Path) -> None:
+    """Were drop-ins not read at all, none of them would be found at fault."""
+    levels = {}
+    for provider in ("cpu", *PROVIDERS):
+        folder = tmp_path / provider
+        folder.mkdir()
+        levels[provider] = exposure(installed(folder, provider))
+    assert all(levels[provider] > levels["cpu"] for provider in PROVIDERS), levels
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("Type=notify", "Restart=on-failure", "StartLimitIntervalSec=300", "StartLimitBurst=10"),
+        *("RestartPreventExitStatus=75 78", "OOMPolicy=continue", "CPUWeight=50", "IOWeight=50"),
+        *("Nice=5", "WatchdogSec=30", "Wants=network-online.target", "StateDirectory=phid"),
+        "After=network-online.target time-sync.target mosquitto.service",
+    ],
+)
+def test_what_it_promises_beside_its_walls_stands_there(line: str) -> None:
+    assert f"\n{line}\n" in (SYSTEMD / "phid.service").read_text()
+
+
 def test_systemd_makes_the_user_and_the_folders(tmp_path: Path) -> None:
     for kind in ("sysusers", "tmpfiles"):
         (tmp_path / f"etc/{kind}.d").mkdir(parents=True)

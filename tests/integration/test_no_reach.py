@@ -99,6 +99,7 @@ def lures(bait: Path) -> list[str]:
     return [
         *(str(bait), f"file://{bait}", f"../{bait.name}", f"..\\{bait.name}", bait.name),
         *(str(bait / "picture.jpg"), f"http://{HOST}/x", f"{HOST}:80", f"\\\\{HOST}\\x"),
+        *("phi-3.5-mini", "microsoft/Phi-3.5-mini-instruct-onnx"),  # what could be pulled
     ]
 
 

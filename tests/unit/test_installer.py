@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -110,6 +111,7 @@ def test_a_build_that_fails_leaves_what_is_in_use(
     acts: Acts, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(venvs, "_has_ensurepip", lambda: False)  # which takes seconds to unpack
+    monkeypatch.setattr(venvs, "_pip_in", lambda house, _lock: house / "pip-0.whl")
     in_use = layout.venvs / "old"
     in_use.mkdir(parents=True)
     venvs.switch(acts, layout, in_use)
@@ -118,6 +120,32 @@ def test_a_build_that_fails_leaves_what_is_in_use(
         venvs.build(acts, layout, [], tmp_path / "wheelhouse")
     assert venvs.current(layout) == in_use
     assert [path.name for path in layout.venvs.iterdir()] == ["old"]
+
+
+def test_a_pip_that_the_lock_does_not_name_is_not_run(tmp_path: Path) -> None:
+    lock = tmp_path / "pip.txt"
+    lock.write_text(f"pip==26.3 --hash=sha256:{hashlib.sha256(b'pip').hexdigest()}\n")
+    with pytest.raises(Failed, match="no pip: pip download --require-hashes"):
+        venvs._pip_in(tmp_path, lock)
+    good, bad = tmp_path / "pip-26.3-py3-none-any.whl", tmp_path / "pip-99-py3-none-any.whl"
+    bad.write_bytes(b"pip, and something else")
+    with pytest.raises(Failed, match=r"a pip-99-.* that .*pip.txt does not name"):
+        venvs._pip_in(tmp_path, lock)
+    good.write_bytes(b"pip")
+    assert venvs._pip_in(tmp_path, lock) == good
+
+
+def test_a_wheelhouse_with_a_list_of_its_own_is_installed_by_that(
+    layout: Layout, tmp_path: Path
+) -> None:
+    locked = venvs.locks_of(layout, ["hub"], tmp_path)
+    assert [lock.name for lock in locked] == ["run.txt", "hub.txt"]
+    own = tmp_path / "requirements.txt"
+    own.write_text("onnxruntime-gpu==1.32.0 --hash=sha256:00\n")
+    assert venvs.locks_of(layout, ["hub"], tmp_path) == [own]
+    first = venvs.name(layout, [own])
+    own.write_text("onnxruntime-gpu==1.32.1 --hash=sha256:00\n")
+    assert venvs.name(layout, [own]) != first
 
 
 def test_a_hand_made_environment_is_kept_to_come_back_to(acts: Acts, layout: Layout) -> None:

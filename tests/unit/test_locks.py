@@ -17,6 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NEEDED = {
     "run": [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["build"]],
     "demo": PROJECT["project"]["optional-dependencies"]["demo"],
+    "hub": PROJECT["project"]["optional-dependencies"]["hub"],
     "dev": PROJECT["dependency-groups"]["dev"],
 }
 NEEDED["demo"] = NEEDED["demo"] + NEEDED["run"]
@@ -76,3 +77,13 @@ def test_the_scripts_install_only_with_hashes() -> None:
     ]
     assert len(installs) >= 3
     assert all("--require-hashes" in line for line in installs), installs
+
+
+def test_the_installer_installs_packages_only_with_hashes() -> None:
+    """The one install without them is of the checkout itself, and has no index to look at."""
+    text = (ROOT / "scripts" / "installer" / "venvs.py").read_text()
+    installs = re.findall(r'\*pip, "install".*?\)  # fmt', text, re.DOTALL)
+    assert len(installs) == 2
+    assert all(
+        '"--require-hashes"' in one or '"--no-index", "--no-deps"' in one for one in installs
+    )

@@ -48,6 +48,13 @@ def test_it_loads(profile: Path) -> None:
     assert loaded.health.pause_above_c > 0
 
 
+def test_it_says_what_a_device_is_chosen_by(profile: Path) -> None:
+    said = tomllib.loads(profile.read_text())
+    assert {"model", "threads", "max_context", "memory_mb"} <= said["engine"].keys()
+    assert {"max_tokens", "backlog", "per_client", "backlog_bytes"} <= said["limits"].keys()
+    assert "pause_above_c" in said["health"]
+
+
 def test_it_names_its_providers_and_runs_whatever_becomes_of_them(profile: Path) -> None:
     assert "providers" in tomllib.loads(profile.read_text())
     assert not settings.load(profile).require_provider

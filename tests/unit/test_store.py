@@ -94,6 +94,10 @@ def newer(folder: Path) -> None:
     (folder / "manifest.json").write_text('{"schema": 2, "shape": "unheard of"}')
 
 
+def of_no_schema(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"schema": "2", "files": {}}')
+
+
 BROKEN = [
     (no_config, "there is no genai_config.json in"),
     (cut_data, "model.onnx.data is cut off: it has 1 bytes, and model.onnx needs 28000"),
@@ -105,6 +109,7 @@ BROKEN = [
     (small_tokenizer, "tokenizer.json belongs to another model: it has 1 tokens, and the model 10"),
     (outside, "model.onnx keeps weights outside its folder, in ../secret"),
     (newer, "is of schema 2, and this phid reads 1"),
+    (of_no_schema, "is of schema '2', and this phid reads 1"),
 ]
 
 
