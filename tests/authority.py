@@ -16,13 +16,13 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self.certificate = folder / "ca.crt"
-        self._key = folder / "ca.key"
+        self.key = folder / "ca.key"
         extensions = ["-addext", "basicConstraints=critical,CA:TRUE"]
         extensions += ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
         _openssl(
             *("req", "-x509", *_KEY, "-days", "2"),
             *("-subj", f"/CN={name}", *extensions),
-            *("-keyout", str(self._key), "-out", str(self.certificate)),
+            *("-keyout", str(self.key), "-out", str(self.certificate)),
         )
 
     def issue(
@@ -45,7 +45,7 @@ class Authority:
             return certificate, key
         _openssl(
             *("x509", "-req", "-in", str(request), "-out", str(certificate), "-days", str(days)),
-            *("-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial"),
+            *("-CA", str(self.certificate), "-CAkey", str(self.key), "-CAcreateserial"),
             *("-extfile", str(extras)),
         )
         return certificate, key
@@ -62,7 +62,7 @@ class Authority:
         _openssl(
             *("ca", "-batch", "-notext", "-config", str(config), "-in", str(request)),
             *("-out", str(certificate), "-extfile", str(extras), "-startdate", begins),
-            *("-cert", str(self.certificate), "-keyfile", str(self._key), "-days", "99999"),
+            *("-cert", str(self.certificate), "-keyfile", str(self.key), "-days", "99999"),
         )
 
 

@@ -198,6 +198,8 @@ def test_the_alpn_names_that_are_set_are_offered(
     [
         ("a stranger's authority", "is not trusted"),
         ("another host's certificate", "IP address mismatch"),
+        ("another name's certificate", "Hostname mismatch"),
+        ("a self-signed certificate", "self-signed certificate"),
         ("an expired certificate", "has expired"),
         ("no TLS at all", "no TLS at"),
     ],
@@ -216,8 +218,16 @@ def test_a_bad_certificate_is_told_in_a_sentence(
     listener = tls_listener(port, signer, host, days=-1 if "expired" in what else 2)
     if "no TLS" in what:
         listener = f"listener {port} 127.0.0.1\n"
+    if "another name" in what:
+        listener = tls_listener(port, signer, "other.example")
+    if "self-signed" in what:
+        own = Authority(tmp_path / "itself", "127.0.0.1")
+        listener = f"listener {port} 127.0.0.1\ncertfile {own.certificate}\nkeyfile {own.key}\n"
     broker_with(listener)
-    daemon = run_daemon(port, mqtt__tls="true", mqtt__ca_file=authority.certificate)
+    name = "localhost" if "another name" in what else "127.0.0.1"
+    daemon = run_daemon(
+        port, mqtt__host=name, mqtt__tls="true", mqtt__ca_file=authority.certificate
+    )
     until(lambda: "broker_away" in daemon.log, what="a refusal")
     assert says in daemon.log
     assert "Traceback" not in daemon.log
@@ -238,11 +248,29 @@ def test_wrong_credentials_are_tried_slowly_and_told_loudly(
     assert float(line.partition('"retry_s": ')[2].partition(",")[0]) >= 30
 
 
-def test_websockets(broker_with: BrokerWith, run_daemon: RunDaemon) -> None:
+@pytest.mark.parametrize("trusted", [None, True, False], ids=["plain", "TLS", "TLS, a stranger"])
+def test_websockets(
+    broker_with: BrokerWith,
+    run_daemon: RunDaemon,
+    authority: Authority,
+    tmp_path: Path,
+    *,
+    trusted: bool | None,
+) -> None:
     port = free_port()
-    broker = broker_with(f"listener {port} 127.0.0.1\nprotocol websockets\nallow_anonymous true\n")
-    run_daemon(port, mqtt__transport="websockets")
-    assert is_answered(broker.port)
+    listener = f"listener {port} 127.0.0.1\nallow_anonymous true\n"
+    own: dict[str, object] = {}
+    if trusted is not None:
+        signer = authority if trusted else Authority(tmp_path / "stranger", "stranger")
+        listener = tls_listener(port, signer)
+        own = {"mqtt__tls": "true", "mqtt__ca_file": authority.certificate}
+    broker = broker_with(f"{listener}protocol websockets\n")
+    daemon = run_daemon(port, mqtt__transport="websockets", **own)
+    if trusted is False:
+        until(lambda: "is not trusted" in daemon.log, what="a refusal")
+        assert "broker_connected" not in daemon.log
+    else:
+        assert is_answered(broker.port)
 
 
 def test_a_unix_socket(broker_with: BrokerWith, run_daemon: RunDaemon, tmp_path: Path) -> None:

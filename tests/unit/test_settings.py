@@ -47,6 +47,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_defaults(
         ("devise = 'x'\n", "devise", "device"),
         ("[limit]\nbacklog = 1\n", "limit", "limits"),
         ("[limits]\nmax_token = 1\n", "limits.max_token", "limits.max_tokens"),
+        ("[mqtt]\npassword = 'x'\n", "mqtt.password", ""),  # of credentials alone
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest(
