@@ -1,0 +1,216 @@
+"""What waits for the disk: nothing is told of a request before that is where a power cut spares it.
+
+The owner's part of the daemon and the real journal, whose thread does a commit when the test says.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from phid.crew import Crew
+from phid.desk import Desk
+from phid.entries import Accepted, Ended, Entry, JournalEvent, Marked, Told
+from phid.gallery import Gallery, Rules
+from phid.health import Health
+from phid.intake import Intake, RequestArrived
+from phid.jobs import Finish, Finished, Job, Load, Started, Tokens, Usage
+from phid.journal import Journal
+from phid.lineup import Lineup, Model
+from phid.outbox import Outbox
+from phid.records import Records
+from phid.settings import Settings
+from phid.traffic import Decision, Inbound, Sent
+from phid.worker import Worker
+from unit.test_outbox import Recorder, connected
+
+SETTINGS = Settings(device="dev")
+INTAKE = Intake(SETTINGS.topics, payload_bytes=1 << 20, max_tokens=1000, deadline_ms=600_000)
+LONG = 10_000
+"""Tokens of a prompt whose mark is not due before its first token."""
+
+
+class SlowDisk(Journal):
+    """A journal whose commits wait until they are let; `commits` has what went into each."""
+
+    def __init__(self, path: Path) -> None:
+        self.said: queue.SimpleQueue[JournalEvent] = queue.SimpleQueue()
+        self.begun: queue.SimpleQueue[list[Entry]] = queue.SimpleQueue()
+        self.let = threading.Semaphore(0)
+        self.commits: list[list[Entry]] = []
+        super().__init__(path, self.said.put, max_bytes=1 << 26)
+
+    def _commit_all(self, entries: list[Entry]) -> None:
+        self.begun.put(entries)
+        self.let.acquire()
+        super()._commit_all(entries)
+        self.commits.append(entries)
+
+
+class Idle(Worker):
+    """An engine that is always there and says nothing by itself."""
+
+    job: Job
+
+    def submit(self, job: Job) -> None:
+        self.running, self.job = job.id, job
+
+
+class Owner:
+    """The owner's loop, turn by turn."""
+
+    def __init__(self, folder: Path) -> None:
+        self.disk = SlowDisk(folder / "journal.db")
+        self.disk.open()
+        self.link = Recorder()
+        self.now = 0.0
+        self.records = Records(self.disk, Health(folder))
+        self.outbox = Outbox()
+        self.outbox.connect(connected(self.link, packet_bytes=1 << 20, window=100))
+        load = Load("scripted", "m", "")
+        crew = Crew(Lineup((Model(load),), "m", "m"), partial(Idle, post=print, restart_max_s=1))
+        (self.engine,) = crew.workers
+        self.engine.state = "ready"
+        picture = Gallery(Rules()).picture
+        self.desk = Desk(
+            SETTINGS, crew, self.outbox, Health(folder), lambda _: None, picture, self.records
+        )
+
+    def take(self, prompt: str, **fields: object) -> Decision:
+        """A request arrives at QoS 1, and goes to the engine at once."""
+        payload = json.dumps({"prompt": prompt, "id": "r", **fields}).encode()
+        topic = SETTINGS.topics.text("c")
+        arrived = INTAKE.read(Inbound(topic, payload, qos=1, retain=False, dup=False))
+        decided = Decision()
+        assert isinstance(arrived, RequestArrived)
+        assert self.desk.take(arrived, self.now, decided)
+        self._end_turn()
+        return decided
+
+    def say(self, event: Started | Tokens | Finished) -> None:
+        """The engine says this; a second goes by, so that a delta is due whenever there is one."""
+        self.now += 1.0
+        self.desk.engine_said(event, self.now)
+        self._end_turn()
+
+    def stream(self, count: int) -> None:
+        """So many tokens, each told by itself."""
+        for n in range(count):
+            self.say(Tokens(self.job_id, f"t{n} "))
+
+    def finish(self, text: str, tokens: int) -> None:
+        usage = Usage(prompt_tokens=LONG, output_tokens=tokens)
+        self.say(Finished(self.job_id, Finish.STOP, text, usage, 1.0, 1.0, 1.0))
+        self.engine.running = None
+
+    def commit(self) -> list[type[Entry]]:
+        """Let the disk do what it has begun: of what kind that was, once the owner knows."""
+        entries = self.disk.begun.get(timeout=60)
+        self.disk.let.release()
+        self.desk.written(self.disk.said.get(timeout=60), self.now)
+        self._end_turn()
+        return [type(entry) for entry in entries]
+
+    @property
+    def job_id(self) -> str:
+        assert isinstance(self.engine, Idle)
+        return self.engine.job.id
+
+    @property
+    def told(self) -> list[str]:
+        """What was published of the request, in order."""
+        return [str(p["payload"]["type"]) for p in self.link.published]
+
+    def _end_turn(self) -> None:
+        for mid in range(1, len(self.link.published) + 1):
+            self.outbox.sent(Sent(self.link.session, mid))
+        self.desk.tick(self.now)
+        self.records.commit()
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Iterator[Owner]:
+    owner = Owner(tmp_path)
+    yield owner
+    owner.disk.let.release(100)
+    owner.disk.stop()
+
+
+def test_the_first_delta_waits_for_its_mark_on_the_disk(owner: Owner) -> None:
+    decided = owner.take("x" * LONG, stream="delta")
+    owner.say(Started(owner.job_id, prompt_tokens=LONG))
+    assert not decided.is_set()
+    assert owner.commit() == [Accepted]
+    assert decided.is_set()
+    owner.stream(5)
+    assert "delta" not in owner.told, "its mark is being written"
+    assert owner.commit() == [Marked]
+    owner.stream(1)
+    assert owner.told == ["accepted", "delta", "delta"], "what waited goes out as one"
+    first = next(p for p in owner.link.published if p["payload"]["type"] == "delta")
+    assert first["payload"]["text"] == "t0 t1 t2 t3 t4 "
+
+
+def test_the_mark_of_a_short_prompt_goes_with_its_request_and_no_delta_goes_before_both(
+    owner: Owner,
+) -> None:
+    owner.take("short", stream="delta")
+    owner.say(Started(owner.job_id, prompt_tokens=1))
+    owner.stream(5)
+    assert owner.told == ["accepted"]
+    assert owner.commit() == [Accepted, Marked]
+    assert owner.told == ["accepted", "delta"]
+
+
+@pytest.mark.parametrize("stream", ["none", "delta"])
+def test_an_outcome_waits_until_it_is_on_the_disk(owner: Owner, stream: str) -> None:
+    owner.take("short", stream=stream)
+    owner.say(Started(owner.job_id, prompt_tokens=1))
+    owner.commit()
+    owner.stream(2)
+    owner.finish("t0 t1 ", 2)
+    assert "result" not in owner.told
+    assert not owner.desk.idle
+    assert owner.commit() == [Ended]
+    assert owner.told[-1] == "result"
+    assert owner.told.count("result") == 1
+    assert owner.desk.idle
+
+
+def test_an_answer_that_is_whole_before_its_mark_is_written_is_told_in_order(owner: Owner) -> None:
+    owner.take("x" * LONG, stream="delta")
+    owner.say(Started(owner.job_id, prompt_tokens=LONG))
+    owner.commit()
+    owner.stream(2)
+    owner.finish("t0 t1 ", 2)
+    assert owner.told == ["accepted"]
+    assert owner.commit() == [Marked]
+    assert owner.told == ["accepted"]
+    assert owner.commit() == [Ended]
+    assert owner.told == ["accepted", "delta", "result"]
+
+
+def test_a_stream_of_two_hundred_tokens_costs_a_write_a_mark_and_an_outcome(owner: Owner) -> None:
+    owner.take("x" * LONG, stream="delta")
+    owner.say(Started(owner.job_id, prompt_tokens=LONG))
+    assert owner.commit() == [Accepted]
+    owner.stream(1)
+    assert owner.commit() == [Marked]
+    owner.stream(199)
+    owner.finish("".join(f"t{n} " for n in range(200)), 200)
+    assert owner.commit() == [Ended]
+    assert owner.told == ["accepted", *["delta"] * 200, "result"]
+    owner.disk.let.release(100)
+    owner.disk.stop()
+    assert [[type(e) for e in entries] for entries in owner.disk.commits] == [
+        [Accepted],
+        [Marked],
+        [Ended],
+        [Told],  # which could wait
+    ]
