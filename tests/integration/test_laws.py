@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rig import Daemon, DaemonFactory, Mosquitto, serving, unread_bytes, until
@@ -92,17 +93,20 @@ def lasting(mosquitto: Mosquitto) -> Iterator[Requester]:
 # 1. Every accepted request has exactly one outcome.
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
 def test_an_idle_engine_that_is_killed_is_replaced(
-    start_daemon: DaemonFactory, requester: Requester
+    start_daemon: DaemonFactory, requester: Requester, number: signal.Signals
 ) -> None:
     daemon = start_daemon()
     requester.listen(f"{BASE}/dut/out/status")
     killed = daemon.engine_pid
-    os.kill(killed, signal.SIGKILL)
+    os.kill(killed, number)
     requester.status("degraded")
     assert requester.ask("still here")["text"] == "still here"
     requester.status("online")
     assert daemon.engine_pid != killed
+    (ended,) = daemon.logged("engine_ended")
+    assert number.name in ended["why"]
 
 
 @pytest.mark.parametrize("stream", ["none", "delta"])
@@ -344,20 +348,31 @@ def test_deltas_come_at_most_ten_times_a_second(asker: Requester) -> None:
     assert 5 <= result["deltas"] <= 10 * seconds + 2
 
 
+TOKENS = 2000
+MIB = 1 << 20
+
+
 def test_a_broker_that_stands_still_makes_deltas_larger_not_wrong(
     start_daemon: DaemonFactory, mosquitto: Mosquitto, requester: Requester
 ) -> None:
     daemon = start_daemon(stream__delta_interval_ms=0)
-    prompt = script(tokens=400, token_ms=5)
-    long = {"prompt": prompt, "id": "still", "stream": "delta", "max_tokens": 400}
-    requester.request(long)
+    assert daemon.process is not None
+    service = psutil.Process(daemon.process.pid)
+    prompt = script(tokens=TOKENS, token_ms=1)
+    long = {"prompt": prompt, "id": "still", "stream": "delta", "max_tokens": TOKENS}
+    # With this each delta is so large that those of a second would be seen if they were kept.
+    requester.request(long, correlation=b"c" * 8000)
     wait_for_deltas(requester, "still", 5)
+    before = service.memory_info().rss
     mosquitto.signal(signal.SIGSTOP)
     until(lambda: spent(daemon), what="the job's end")
+    grown = service.memory_info().rss - before
     mosquitto.signal(signal.SIGCONT)
+    print(f"grown by {grown / MIB:.1f} MiB")
+    assert grown < 4 * MIB
     result = requester.outcome("still")
-    assert result["text"] == words(400)
-    assert words(400).startswith(joined(requester, "still"))
+    assert result["text"] == words(TOKENS)
+    assert words(TOKENS).startswith(joined(requester, "still"))
     assert result["deltas"] == len(deltas(requester, "still"))
     assert requester.ask("afterwards")["text"] == "afterwards"
 

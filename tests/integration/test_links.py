@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cable import Cable
 from integration.test_frames_wire import digits, png
+from integration.test_laws import joined, script, words
 from rig import Daemon, Mosquitto, until
 from wire import BASE, PATIENCE, Requester
 
@@ -28,6 +31,68 @@ def test_a_frame_whose_upload_is_cut_in_the_middle_comes_whole_and_runs_once(
         finally:
             daemon.close()
             print(daemon.log[-4000:])
+
+
+KEEPALIVE_S = 5
+
+
+@pytest.fixture
+def cabled(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[tuple[Cable, Daemon]]:
+    """A daemon that is online over a cable, and soon sees that one is dead."""
+    with Cable(mosquitto.port) as cable, Requester(mosquitto.port) as watcher:
+        settings = {"mqtt__keepalive_s": KEEPALIVE_S, "mqtt__reconnect_max_s": 0.5}
+        daemon = Daemon(cable.port, tmp_path, **settings)  # type: ignore[arg-type]
+        watcher.listen(f"{BASE}/dut/out/status")
+        daemon.start()
+        try:
+            watcher.online()
+            yield cable, daemon
+        finally:
+            daemon.close()
+            print(daemon.log[-4000:])
+
+
+def test_the_outcome_of_a_request_whose_link_is_half_open_comes_over_a_new_one(
+    cabled: tuple[Cable, Daemon], requester: Requester
+) -> None:
+    cable, daemon = cabled
+    requester.request({"prompt": script(tokens=10, token_ms=50), "id": "r", "stream": "delta"})
+    requester.wait(lambda h: h.type == "accepted")
+    cable.abandon()
+    abandoned = time.monotonic()
+    told = requester.wait(lambda h: h.type == "result", 20, "the outcome")
+    assert told.json["text"] == words(10)
+    assert told.at - abandoned < 1.5 * KEEPALIVE_S + 1.0 * PATIENCE
+    assert daemon.logged("broker_away")
+    assert requester.ask("afterwards")["text"] == "afterwards"
+    assert len(requester.outcomes("r")) == len(daemon.logged("job_ended", id="r")) == 1
+
+
+def test_an_outcome_comes_when_a_broker_that_accepted_and_said_nothing_speaks_again(
+    cabled: tuple[Cable, Daemon], requester: Requester
+) -> None:
+    cable, daemon = cabled
+    requester.request({"prompt": script(tokens=10, token_ms=50), "id": "r", "stream": "delta"})
+    requester.wait(lambda h: h.type == "accepted")
+    cable.mute(1.5)
+    told = requester.wait(lambda h: h.type == "result", 20, "the outcome")
+    assert told.json["text"] == words(10)
+    assert daemon.logged("broker_away")
+    assert requester.ask("afterwards")["text"] == "afterwards"
+    assert len(requester.outcomes("r")) == len(daemon.logged("job_ended", id="r")) == 1
+
+
+def test_a_link_that_stalls_for_less_than_its_keepalive_is_kept(
+    cabled: tuple[Cable, Daemon], requester: Requester
+) -> None:
+    cable, daemon = cabled
+    requester.request({"prompt": script(tokens=10, token_ms=50), "id": "r", "stream": "delta"})
+    requester.wait(lambda h: h.type == "accepted")
+    cable.stall(0.8)
+    assert requester.outcome("r")["text"] == words(10)
+    assert joined(requester, "r") == words(10)
+    assert not daemon.logged("broker_away")
+    assert len(requester.outcomes("r")) == 1
 
 
 def cut_uploads(cable: Cable, requester: Requester, daemon: Daemon) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -238,6 +239,58 @@ def test_what_came_at_qos_0_and_what_was_refused_is_not_written(
     assert requester.ask("x", priority=99)["code"] == "bad_request"
     assert requester.ask("one")["text"] == "one"
     assert len(rows(tmp_path, "SELECT * FROM requests")) == 1
+
+
+def on_disk(tmp_path: Path) -> dict[str, bytes]:
+    """Every byte that the journal has written."""
+    return {f.name: f.read_bytes() for f in journal(tmp_path).parent.glob("journal.db*")}
+
+
+def test_a_stream_writes_nothing_between_its_first_delta_and_its_outcome(
+    start_daemon: DaemonFactory, requester: Requester, tmp_path: Path
+) -> None:
+    start_daemon(stream__delta_interval_ms=0)
+    prompt = script(tokens=200, token_ms=5)
+    requester.request({"prompt": prompt, "id": "r", "stream": "delta", "max_tokens": 200})
+    wait_for_deltas(requester, "r", 1)
+    before = on_disk(tmp_path)
+    wait_for_deltas(requester, "r", 150)
+    assert on_disk(tmp_path) == before
+    assert requester.outcome("r")["text"] == words(200)
+    assert on_disk(tmp_path) != before
+
+
+def test_a_watchs_frames_are_not_written(
+    start_daemon: DaemonFactory, requester: Requester, tmp_path: Path
+) -> None:
+    watch = {"name": "yard", "topic": "cam/+", "prompt": '@script {"see": true}'}
+    start_daemon(engine__model="eye?vision", watches=json.dumps([watch]))
+    requester.listen(f"{BASE}/dut/out/watch/#")
+    before = on_disk(tmp_path)
+    for n in range(5):
+        frame = png(64, 48) + b"%d" % n
+        requester.publish("cam/a", frame)
+        requester.wait(lambda h, f=frame: digits(f) in h.json.get("text", ""), 20, "a result")
+    assert on_disk(tmp_path) == before
+
+
+def test_rows_stay_as_few_as_outcomes_are_kept(
+    start_daemon: DaemonFactory, requester: Requester, tmp_path: Path
+) -> None:
+    daemon = start_daemon(limits__dedupe_entries=10)
+    for n in range(50):
+        assert requester.ask(f"answer {n}")["text"] == f"answer {n}"
+    daemon.stop()
+    with contextlib.closing(
+        sqlite3.connect(f"file:{journal(tmp_path)}?mode=ro", uri=True)
+    ) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master")]
+        counts = {
+            table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("requests", "payloads", "addresses", "pictures")
+        }
+    assert set(counts) <= set(tables)
+    assert counts == {"requests": 10, "payloads": 0, "addresses": 0, "pictures": 0}
 
 
 def test_a_stop_answers_what_it_can_and_leaves_the_rest_to_the_next_start(

@@ -293,33 +293,40 @@ class Crashes(RuleBasedStateMachine):
         self.write(Forgotten(number))
         del self.model[number]
 
-    @rule(torn=st.integers(0, 5000), garbage=st.binary(max_size=64))
-    def crash(self, torn: int, garbage: bytes) -> None:
+    @rule(data=st.data(), torn=st.integers(0, 40_000), garbage=st.binary(max_size=64))
+    def crash(self, data: st.DataObject, torn: int, garbage: bytes) -> None:
         """The power goes while the next commit is being written: part of it, or rubbish."""
-        copy = self.folder / f"after-{self.next}-{torn}"
-        shutil.copytree(self.folder, copy, ignore=shutil.ignore_patterns("after-*"))
-        log = copy / "journal.db-wal"
+        copy = self.folder / "after"
+        shutil.copytree(self.folder, copy)
+        log, written = copy / "journal.db-wal", self.folder / "journal.db-wal"
         whole = log.stat().st_size if log.exists() else 0
-        self.write(accepted(999_999, b"torn" * 1000))
-        self.write(Forgotten(999_999))
-        fresh = (self.folder / "journal.db-wal").read_bytes()
-        if len(fresh) > whole:
-            with log.open("ab") as file:
-                file.write(fresh[whole : whole + torn] + garbage)
-        self.check(again(copy / "journal.db"))
+        before = {number: list(known) for number, known in self.model.items()}
+        rules = [self.mark, self.end, self.forget] if self.model else []
+        match data.draw(st.sampled_from([self.accept, *rules]), label="what is torn"):
+            case self.accept:
+                self.accept(data.draw(st.integers(0, 20_000)))
+            case self.end:
+                self.end(data, "what came of it")
+            case other:
+                other(data)
+        fresh = written.read_bytes()[whole:]
+        assert fresh or self.model == before, "its commit is nowhere"
+        with log.open("ab") as file:
+            file.write(fresh[:torn] + garbage)
+        # A commit is there when the last of its bytes is; of one that is not, nothing is.
+        self.check(again(copy / "journal.db"), self.model if torn >= len(fresh) else before)
         shutil.rmtree(copy)
 
     @rule()
     def restart(self) -> None:
         self.book.journal.stop()
         self.book = Book(self.path)
-        self.check(self.book.left)
+        self.check(self.book.left, self.model)
 
-    def check(self, left: Left) -> None:
-        rows = [row for row in left.rows if row.accepted.number != 999_999]
-        assert [row.accepted.number for row in rows] == sorted(self.model)
-        for row in rows:
-            payload, marked, outcome = self.model[row.accepted.number]
+    def check(self, left: Left, model: dict[int, list[object]]) -> None:
+        assert [row.accepted.number for row in left.rows] == sorted(model)
+        for row in left.rows:
+            payload, marked, outcome = model[row.accepted.number]
             assert (row.accepted.inbound.payload, row.marked, row.outcome) == (
                 payload,
                 marked,
