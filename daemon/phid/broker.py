@@ -163,16 +163,16 @@ class Connection:
 
     def _connect(self, client: paho.Client) -> None:
         mqtt, keep = self._endpoint.mqtt, self._endpoint.keep_session
+        # paho gives a link up after two of its intervals without a word: one, and one for the ping.
+        ping_s = mqtt.keepalive_s * 3 // 4
         if self._protocol is Protocol.V311:
-            client.connect(mqtt.host, mqtt.port, mqtt.keepalive_s)
+            client.connect(mqtt.host, mqtt.port, ping_s)
             return
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = mqtt.session_expiry_s if keep else 0
         properties.ReceiveMaximum = _RECEIVE_MAXIMUM
         properties.MaximumPacketSize = mqtt.packet_bytes
-        client.connect(
-            mqtt.host, mqtt.port, mqtt.keepalive_s, clean_start=not keep, properties=properties
-        )
+        client.connect(mqtt.host, mqtt.port, ping_s, clean_start=not keep, properties=properties)
 
     def _end(self, end: End, reason: str) -> None:
         if self._ended is None:

@@ -263,7 +263,7 @@ def test_a_stream_writes_nothing_between_its_first_delta_and_its_outcome(
 def test_a_watchs_frames_are_not_written(
     start_daemon: DaemonFactory, requester: Requester, tmp_path: Path
 ) -> None:
-    watch = {"name": "yard", "topic": "cam/+", "prompt": '@script {"see": true}'}
+    watch = {"name": "yard", "topic": "cam/+", "prompt": SEE["prompt"], "min_interval_s": 0}
     start_daemon(engine__model="eye?vision", watches=json.dumps([watch]))
     requester.listen(f"{BASE}/dut/out/watch/#")
     before = on_disk(tmp_path)
