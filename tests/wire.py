@@ -136,6 +136,7 @@ class Requester:
         correlation: bytes | None = None,
         expiry_s: int | None = None,
         user: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
         wait: bool = True,
     ) -> None:
         """Send it; without `wait` the broker need not have it when this returns (MQTT 5)."""
@@ -154,6 +155,8 @@ class Requester:
             properties.CorrelationData = correlation
         if expiry_s is not None:
             properties.MessageExpiryInterval = expiry_s
+        if content_type is not None:
+            properties.ContentType = content_type
         data = json.dumps(payload) if isinstance(payload, dict) else payload
         sent = self._client.publish(topic, data, qos, retain, properties)
         if wait:

@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
 
+from ip_camera import ip_camera
 from rig import ROOT, Daemon, serving
 from wire import BASE, Requester
 
@@ -110,6 +113,41 @@ def test_a_picture_costs_what_was_chosen(
     assert (usage["image_tokens"], usage["crops"]) == (tokens, crops)
 
 
+def test_the_runtimes_own_processor_is_a_setting(tmp_path: Path, cases: ModuleType) -> None:
+    real = {"engine__runtime": "genai", "engine__model": "tiny-phi3v", "models_dir": MODELS}
+    scene = cases.scenes.random_scene(cases.np.random.default_rng(5))
+    picture = cases.shoot(scene, (640, 480), tmp_path / "x", cases.np.random.default_rng(5))
+    with (
+        serving(tmp_path, vision__processor="stock", **real) as daemon,
+        Requester(daemon.port) as asker,
+    ):
+        usage = ask(asker, [picture], "Describe the scene.", detail="low")["usage"]
+    assert usage["image_tokens"] == 1921  # whatever was asked for
+
+
+def test_a_graph_that_takes_no_fewer_than_17_views_is_told_of(
+    tmp_path: Path, cases: ModuleType
+) -> None:
+    shutil.copytree(MODELS / "tiny-phi3v", tmp_path / "models/stiff")
+    (path,) = (tmp_path / "models/stiff").glob("*vision*.onnx")
+    graph = onnx.load(path)
+    (pixels,) = (value for value in graph.graph.input if value.name == "pixel_values")
+    pixels.type.tensor_type.shape.dim[1].dim_value = 17
+    onnx.save(graph, path)
+    real = {"engine__runtime": "genai", "engine__model": "stiff"}
+    scene = cases.scenes.random_scene(cases.np.random.default_rng(5))
+    picture = cases.shoot(scene, (640, 480), tmp_path / "x", cases.np.random.default_rng(5))
+    topic = f"{BASE}/dut/out/info"
+    with (
+        serving(tmp_path, models_dir=tmp_path / "models", **real) as daemon,
+        Requester(daemon.port) as asker,
+    ):
+        asker.listen(topic)
+        told = asker.wait(lambda h: h.topic == topic and h.json["model"].get("crops_padded"), 30)
+        assert ask(asker, [picture], "Describe the scene.")["usage"]["image_tokens"] == 313
+    assert told.json["model"]["model"] == "stiff"
+
+
 def test_a_text_request_to_a_vision_model_is_answered(asker: Requester) -> None:
     assert asker.ask("Describe the scene.", max_tokens=5)["type"] == "result"
 
@@ -139,6 +177,29 @@ def test_phid_ask_sends_pictures(daemon: Daemon, cases: ModuleType, tmp_path: Pa
     scene = cases.scenes.random_scene(cases.np.random.default_rng(7))
     picture = cases.shoot(scene, (640, 480), tmp_path / "x", cases.np.random.default_rng(7))
     result = json.loads(phid_ask(daemon, "--image", str(picture), "Describe the scene.").stdout)
+    assert result["usage"]["image_tokens"] == 313
+    assert result["text"].strip() == cases.scenes.describe(scene)
+
+
+def test_phid_ask_sends_several_pictures(daemon: Daemon, cases: ModuleType, tmp_path: Path) -> None:
+    right = []
+    for pictures, question, answer in cases.pair_cases(6, tmp_path):
+        options = [part for picture in pictures for part in ("--image", str(picture))]
+        result = json.loads(phid_ask(daemon, *options, question).stdout)
+        assert result["usage"]["image_tokens"] == 2 * 313
+        right.append(result["text"].strip() == answer)
+    assert sum(right) >= 5, right
+
+
+def test_phid_ask_sends_what_a_camera_shows(
+    daemon: Daemon, cases: ModuleType, tmp_path: Path
+) -> None:
+    scene = cases.scenes.random_scene(cases.np.random.default_rng(7))
+    picture = cases.shoot(scene, (640, 480), tmp_path / "x", cases.np.random.default_rng(7))
+    jpeg = cases.cv2.imencode(".jpg", cases.cv2.imread(str(picture)))[1].tobytes()
+    with ip_camera(jpeg) as address:
+        done = phid_ask(daemon, "--camera", address, "--frames", "1", "Describe the scene.")
+    result = json.loads(done.stdout)
     assert result["usage"]["image_tokens"] == 313
     assert result["text"].strip() == cases.scenes.describe(scene)
 

@@ -121,6 +121,14 @@ def test_a_bad_raw_frame_is_told_so(asker: Requester, payload: bytes, code: str)
     assert send(asker, SOUND, ("prompt", "still here")).json["text"] == "still here"
 
 
+def test_a_picture_is_told_by_its_bytes_and_not_by_its_name(asker: Requester) -> None:
+    prompt = ("prompt", "what is it?")
+    text = send(asker, b"a cat", prompt, content_type="image/jpeg").json
+    assert (text["type"], text["code"]) == ("error", "unsupported")
+    for name in ("image/jpeg", "text/plain", "application/json"):
+        assert send(asker, SOUND, prompt, content_type=name).json["text"] == "what is it?"
+
+
 def test_a_raw_frame_without_a_prompt_or_with_a_wrong_property_is_told_so(
     asker: Requester,
 ) -> None:

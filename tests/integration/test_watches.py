@@ -18,6 +18,7 @@ import paho.mqtt.client as paho
 import psutil
 import pytest
 
+import pictures
 from rig import Daemon, DaemonFactory, Mosquitto, until
 from wire import BASE, Requester
 
@@ -32,15 +33,14 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def frame(number: int, size_bytes: int = 0, grey: int = 0x90) -> bytes:
+def frame(number: int, grey: int = 0x90) -> bytes:
     """A PNG that no other number gives, of one colour but for a spot."""
     header = struct.pack(">IIBBBBB", 64, 48, 8, 2, 0, 0, 0)
     plain, spot = b"\x80\x90\xa0" * 56, bytes([grey]) * 24
     body = zlib.compress(b"".join(b"\0" + plain + spot for _ in range(48)))
     text = chunk(b"tEXt", b"frame\0%d" % number)
     image = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + text
-    image += chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    return image + bytes(max(0, size_bytes - len(image)))
+    return image + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def digits(payload: bytes) -> str:
@@ -51,13 +51,13 @@ class Camera:
     """Publishes as Frigate does: raw pictures, retained, at QoS 0, so many a second.
 
     `sent` has, by the first digits of a frame's hash, its number and when it was published, as the
-    clock on the wall has it.
+    clock on the wall has it. With a `picture` it is always this one, and a number behind it.
     """
 
-    def __init__(self, port: int, topic: str, rate: float, size_bytes: int = 0) -> None:
+    def __init__(self, port: int, topic: str, rate: float, picture: bytes = b"") -> None:
         self.topic = topic
         self.sent: dict[str, tuple[int, float]] = {}
-        self._rate, self._size_bytes = rate, size_bytes
+        self._rate, self._picture = rate, picture
         self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
@@ -77,7 +77,7 @@ class Camera:
         number = 0
         while not self._stopping.wait(max(0, began + number / self._rate - time.monotonic())):
             number += 1
-            payload = frame(number, self._size_bytes)
+            payload = self._picture + b"%d" % number if self._picture else frame(number)
             self.sent[digits(payload)] = (number, time.time())
             self._client.publish(self.topic, payload, retain=True)
 
@@ -160,8 +160,10 @@ def test_four_cameras_cost_little_while_the_engine_is_busy(
     listener.request({"id": "hold", "prompt": '@script {"prefill_ms": 60000, "tokens": 1}'})
     process = psutil.Process(daemon.process.pid)
     names = ("front", "back", "side", "porch")
+    shot = pictures.jpeg(pictures.busy(1920, 1080), quality=75)
+    assert len(shot) > 200_000
     sources = [
-        Camera(mosquitto.port, f"frigate/{name}/person/snapshot", 30, 300_000) for name in names
+        Camera(mosquitto.port, f"frigate/{name}/person/snapshot", 30, shot) for name in names
     ]
     shares: list[float] = []
     with cameras(*sources):

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import contextlib
 import itertools
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from ip_camera import ip_camera
 from phid import clips
 
 
@@ -75,33 +72,10 @@ def test_large_frames_are_made_smaller(tmp_path: Path) -> None:
     assert picture.shape == (1080, 1920, 3)
 
 
-class _Camera(BaseHTTPRequestHandler):
-    """An IP camera: JPEG files one after another in one answer, 30 a second."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        jpeg = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
-        with contextlib.suppress(OSError):
-            while True:
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                self.wfile.write(head.encode() + jpeg + b"\r\n")
-                time.sleep(1 / 30)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def test_a_camera_is_read_in_its_own_time() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Camera)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        stills = clips.of_camera(f"http://127.0.0.1:{server.server_port}/", 3, 0.3)
-    finally:
-        server.shutdown()
-        server.server_close()
+    jpeg = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+    with ip_camera(jpeg) as address:
+        stills = clips.of_camera(address, 3, 0.3)
     gaps = [b.at_s - a.at_s for a, b in itertools.pairwise(stills)]
     assert len(stills) == 3
     assert all(0.3 <= gap < 0.6 for gap in gaps)
