@@ -142,6 +142,7 @@ class Cable:
                         self._was_cut.set()
                         break
                 sink.sendall(data)
+        flows.wait()  # nor is anybody told of an end
         for one in (source, sink):
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
