@@ -229,6 +229,13 @@ def test_a_broker_restarted_in_mid_answer_costs_no_outcome(
     assert words(40).startswith(joined(lasting, "streamed"))
 
 
+def nothing_more_comes(port: int) -> bool:
+    """Whether a broker that stands still has been sent something, and nothing for half a second."""
+    before = unread_bytes(port)
+    time.sleep(0.5)
+    return before > 0 and unread_bytes(port) == before
+
+
 def test_outcomes_that_a_killed_broker_did_not_acknowledge_are_sent_again_and_marked(
     start_daemon: DaemonFactory, mosquitto: Mosquitto, lasting: Requester
 ) -> None:
@@ -241,6 +248,7 @@ def test_outcomes_that_a_killed_broker_did_not_acknowledge_are_sent_again_and_ma
         mosquitto.save()
         mosquitto.signal(signal.SIGSTOP)
     until(lambda: len(spent(daemon)) == 3, what="the end of three jobs")
+    until(lambda: nothing_more_comes(mosquitto.port), what="their outcomes on the way")
     mosquitto.stop(signal.SIGKILL)
     mosquitto.start()
     for n in range(3):

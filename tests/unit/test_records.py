@@ -67,6 +67,7 @@ class Owner:
 
     def __init__(self, folder: Path) -> None:
         self.disk = SlowDisk(folder / "journal.db")
+        self._begun: list[Entry] | None = None
         self.disk.open()
         self.link = Recorder()
         self.now = 0.0
@@ -109,9 +110,15 @@ class Owner:
         self.say(Finished(self.job_id, Finish.STOP, text, usage, 1.0, 1.0, 1.0))
         self.engine.running = None
 
+    def begin(self) -> None:
+        """Wait until the disk has taken what it was given: what follows is another commit's."""
+        self._begun = self.disk.begun.get(timeout=60)
+
     def commit(self) -> list[type[Entry]]:
         """Let the disk do what it has begun: of what kind that was, once the owner knows."""
-        entries = self.disk.begun.get(timeout=60)
+        if self._begun is None:
+            self.begin()
+        entries, self._begun = self._begun or [], None
         self.disk.let.release()
         self.desk.written(self.disk.said.get(timeout=60), self.now)
         self._end_turn()
@@ -188,6 +195,7 @@ def test_an_answer_that_is_whole_before_its_mark_is_written_is_told_in_order(own
     owner.say(Started(owner.job_id, prompt_tokens=LONG))
     owner.commit()
     owner.stream(2)
+    owner.begin()
     owner.finish("t0 t1 ", 2)
     assert owner.told == ["accepted"]
     assert owner.commit() == [Marked]
