@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,11 @@ def cabled(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[tuple[Cable, Daemon
             print(daemon.log[-4000:])
 
 
+def different(outcomes: list[dict[str, Any]]) -> set[str]:
+    """The outcomes but for copies: what was cut off before its acknowledgement comes again."""
+    return {json.dumps(one | {"duplicate": None}, sort_keys=True) for one in outcomes}
+
+
 def test_the_outcome_of_a_request_whose_link_is_half_open_comes_over_a_new_one(
     cabled: tuple[Cable, Daemon], requester: Requester
 ) -> None:
@@ -65,7 +72,8 @@ def test_the_outcome_of_a_request_whose_link_is_half_open_comes_over_a_new_one(
     assert told.at - abandoned < 1.5 * KEEPALIVE_S + 1.5 * SLOWNESS, "to notice, and to connect"
     assert daemon.logged("broker_away")
     assert requester.ask("afterwards")["text"] == "afterwards"
-    assert len(requester.outcomes("r")) == len(daemon.logged("job_ended", id="r")) == 1
+    assert len(daemon.logged("job_ended", id="r")) == 1
+    assert len(different(requester.outcomes("r"))) == 1
 
 
 def test_an_outcome_comes_when_a_broker_that_accepted_and_said_nothing_speaks_again(
@@ -79,7 +87,8 @@ def test_an_outcome_comes_when_a_broker_that_accepted_and_said_nothing_speaks_ag
     assert told.json["text"] == words(10)
     assert daemon.logged("broker_away")
     assert requester.ask("afterwards")["text"] == "afterwards"
-    assert len(requester.outcomes("r")) == len(daemon.logged("job_ended", id="r")) == 1
+    assert len(daemon.logged("job_ended", id="r")) == 1
+    assert len(different(requester.outcomes("r"))) == 1
 
 
 def test_a_link_that_stalls_for_less_than_its_keepalive_is_kept(
