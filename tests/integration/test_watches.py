@@ -160,8 +160,8 @@ def test_four_cameras_cost_little_while_the_engine_is_busy(
     listener.request({"id": "hold", "prompt": '@script {"prefill_ms": 60000, "tokens": 1}'})
     process = psutil.Process(daemon.process.pid)
     names = ("front", "back", "side", "porch")
-    shot = pictures.jpeg(pictures.busy(1920, 1080), quality=75)
-    assert len(shot) > 200_000
+    shot = pictures.jpeg(pictures.busy(1920, 1080), quality=84)
+    assert len(shot) > 290_000
     sources = [
         Camera(mosquitto.port, f"frigate/{name}/person/snapshot", 30, shot) for name in names
     ]
