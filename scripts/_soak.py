@@ -27,7 +27,7 @@ from paho.mqtt.properties import Properties
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from _chaos import PIXEL
+from _chaos_clients import PIXEL
 from phid import demo, settings
 from phid.progress import Progress
 from rig import Daemon, serving

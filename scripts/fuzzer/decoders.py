@@ -73,49 +73,47 @@ class Decoders:
         return {
             "intake": (source.inbound, self._inbound),
             "frame": (source.frame, self._inbound),
-            "request": (source.payload, self._request),
+            "request": (source.payload, self._taken(self._request)),
             "salvage": (source.payload, self._salvage),
-            "cancel": (source.payload, self._cancel),
-            "command": (source.payload, self._command),
+            "cancel": (source.payload, self._taken(requests.decode_cancel)),
+            "command": (source.payload, self._taken(requests.decode_command)),
             "answer": (source.answer, self._answer),
             "topic": (source.topic, self._topic),
             "fleet": (source.inbound, self._fleet),
             "settings": (source.toml, self._settings),
-            "watch": (source.watch, self._watch),
-            "model": (source.model, self._model),
-            "picture": (source.picture, self._picture),
+            "watch": (source.watch, self._taken(self._watch)),
+            "model": (source.model, self._taken(requests.decode_model)),
+            "picture": (
+                source.picture,
+                self._taken(lambda payload: attachments.of_camera(payload, PictureLimits())),
+            ),
             "state": (source.state, self._state),
             "large": (source.large, self._large),
         }
 
-    def _request(self, payload: bytes) -> bool:
-        try:
-            request = requests.decode_request(payload, LIMIT_BYTES)
-        except Refused as refused:
-            return self._told(refused)
+    def _taken(self, decode: Callable[[bytes], object]) -> Callable[[bytes], bool]:
+        """Whether this takes a payload; what it refuses, it must be able to tell."""
+
+        def taken(payload: bytes) -> bool:
+            try:
+                decode(payload)
+            except Refused as refused:
+                return self._told(refused)
+            return True
+
+        return taken
+
+    @staticmethod
+    def _request(payload: bytes) -> None:
+        request = requests.decode_request(payload, LIMIT_BYTES)
         digest = request.digest("text")
         again = requests.decode_request(messages.encode(request), 2 * LIMIT_BYTES)
         assert again.digest("text") == digest, "another digest after a round trip"
-        return True
 
     def _salvage(self, payload: bytes) -> bool:
         request_id, _ = requests.salvage(payload, LIMIT_BYTES)
         assert request_id is None or topics.is_level(request_id)
         return request_id is not None
-
-    def _cancel(self, payload: bytes) -> bool:
-        try:
-            requests.decode_cancel(payload)
-        except Refused as refused:
-            return self._told(refused)
-        return True
-
-    def _command(self, payload: bytes) -> bool:
-        try:
-            requests.decode_command(payload)
-        except Refused as refused:
-            return self._told(refused)
-        return True
 
     def _answer(self, payload: bytes) -> bool:
         try:
@@ -168,29 +166,12 @@ class Decoders:
         assert isinstance(loaded, Settings)
         return True
 
-    def _watch(self, payload: bytes) -> bool:
-        try:
-            told = requests.decode_watch(payload)
-            watch = watches.merged(None, {**told.definition, "name": told.name})
-            watches.check(watch, "phid/v1", 4)
-        except Refused as refused:
-            return self._told(refused)
+    @staticmethod
+    def _watch(payload: bytes) -> None:
+        told = requests.decode_watch(payload)
+        watch = watches.merged(None, {**told.definition, "name": told.name})
+        watches.check(watch, "phid/v1", 4)
         assert topics.is_filter(watch.topic)
-        return True
-
-    def _model(self, payload: bytes) -> bool:
-        try:
-            requests.decode_model(payload)
-        except Refused as refused:
-            return self._told(refused)
-        return True
-
-    def _picture(self, payload: bytes) -> bool:
-        try:
-            attachments.of_camera(payload, PictureLimits())
-        except Refused as refused:
-            return self._told(refused)
-        return True
 
     def _state(self, data: bytes) -> bool:
         """What an earlier run left: taken, or set aside beside."""

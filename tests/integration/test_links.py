@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -54,49 +53,53 @@ def cabled(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[tuple[Cable, Daemon
             print(daemon.log[-4000:])
 
 
-def different(outcomes: list[dict[str, Any]]) -> set[str]:
-    """The outcomes but for copies: what was cut off before its acknowledgement comes again."""
-    return {json.dumps(one | {"duplicate": None}, sort_keys=True) for one in outcomes}
+def begin(requester: Requester) -> None:
+    """A request of half a second, accepted."""
+    requester.request({"prompt": script(tokens=10, token_ms=50), "id": "r", "stream": "delta"})
+    requester.wait(lambda h: h.type == "accepted")
+
+
+def check_came_back(daemon: Daemon, requester: Requester) -> None:
+    """The link was lost and is there again, and the request has been run once, with one outcome.
+
+    What was cut off before its acknowledgement comes again, and says so.
+    """
+    assert daemon.logged("broker_away")
+    assert requester.ask("afterwards")["text"] == "afterwards"
+    assert len(daemon.logged("job_ended", id="r")) == 1
+    outcomes = (one | {"duplicate": None} for one in requester.outcomes("r"))
+    assert len({json.dumps(one, sort_keys=True) for one in outcomes}) == 1
 
 
 def test_the_outcome_of_a_request_whose_link_is_half_open_comes_over_a_new_one(
     cabled: tuple[Cable, Daemon], requester: Requester
 ) -> None:
     cable, daemon = cabled
-    requester.request({"prompt": script(tokens=10, token_ms=50), "id": "r", "stream": "delta"})
-    requester.wait(lambda h: h.type == "accepted")
+    begin(requester)
     cable.abandon()
     abandoned = time.monotonic()
     told = requester.wait(lambda h: h.type == "result", 20, "the outcome")
     assert told.json["text"] == words(10)
     assert told.at - abandoned < 1.5 * KEEPALIVE_S + 1.5 * SLOWNESS, "to notice, and to connect"
-    assert daemon.logged("broker_away")
-    assert requester.ask("afterwards")["text"] == "afterwards"
-    assert len(daemon.logged("job_ended", id="r")) == 1
-    assert len(different(requester.outcomes("r"))) == 1
+    check_came_back(daemon, requester)
 
 
 def test_an_outcome_comes_when_a_broker_that_accepted_and_said_nothing_speaks_again(
     cabled: tuple[Cable, Daemon], requester: Requester
 ) -> None:
     cable, daemon = cabled
-    requester.request({"prompt": script(tokens=10, token_ms=50), "id": "r", "stream": "delta"})
-    requester.wait(lambda h: h.type == "accepted")
+    begin(requester)
     cable.mute(1.5)
     told = requester.wait(lambda h: h.type == "result", 20, "the outcome")
     assert told.json["text"] == words(10)
-    assert daemon.logged("broker_away")
-    assert requester.ask("afterwards")["text"] == "afterwards"
-    assert len(daemon.logged("job_ended", id="r")) == 1
-    assert len(different(requester.outcomes("r"))) == 1
+    check_came_back(daemon, requester)
 
 
 def test_a_link_that_stalls_for_less_than_its_keepalive_is_kept(
     cabled: tuple[Cable, Daemon], requester: Requester
 ) -> None:
     cable, daemon = cabled
-    requester.request({"prompt": script(tokens=10, token_ms=50), "id": "r", "stream": "delta"})
-    requester.wait(lambda h: h.type == "accepted")
+    begin(requester)
     cable.stall(0.8)
     assert requester.outcome("r")["text"] == words(10)
     assert joined(requester, "r") == words(10)
