@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from systemd_proof import installation, model, service  # noqa: E402 - found by the line above
+from systemd_proof import installation, model, secrets, service  # noqa: E402 - found by the line above
 from systemd_proof.machine import words  # noqa: E402
 
 PROMISES: tuple[Callable[[], str], ...] = (
@@ -30,7 +30,9 @@ PROMISES: tuple[Callable[[], str], ...] = (
     service.a_stop_answers_what_was_accepted,
     service.wrong_settings_end_it_with_78_and_it_is_not_tried_again,
     service.a_rival_ends_it_with_75_and_it_is_not_tried_again,
-    installation.a_credential_reaches_it_and_a_missing_one_is_named,
+    service.a_start_that_always_fails_is_given_up_and_taken_up_again,
+    secrets.a_credential_reaches_it_and_a_missing_one_is_named,
+    secrets.a_rotated_password_and_authority_are_taken_without_a_restart,
     service.a_read_only_disk_is_told,
     installation.a_read_only_var_is_told_by_the_installer,
     installation.a_disk_without_room_is_told_and_changes_nothing,
@@ -39,6 +41,7 @@ PROMISES: tuple[Callable[[], str], ...] = (
     installation.changed_defaults_are_put_beside_the_settings,
     installation.an_upgrade_loses_no_request,
     installation.a_version_that_does_not_become_well_is_rolled_back,
+    installation.a_wheel_that_was_changed_is_not_installed,
     installation.settings_cut_off_in_the_middle_stop_an_upgrade_before_it_does_anything,
     installation.uninstalled_it_keeps_what_is_not_its_own,
     installation.installed_again_it_finds_its_state_and_purged_it_leaves_nothing,

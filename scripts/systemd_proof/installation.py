@@ -1,4 +1,4 @@
-"""What scripts/install promises: secrets, limits, upgrades and the way back."""
+"""What scripts/install promises: limits, upgrades and the way back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any
 from systemd_proof.machine import (
     CHECKOUT,
     CONFIG,
-    CREDENTIALS,
     DROP_INS,
     UNIT,
     WHEELHOUSE,
@@ -25,33 +24,30 @@ from systemd_proof.machine import (
     requester,
     run,
     show,
-    start_anew,
     words,
 )
 
+LINK = Path("/opt/phid/.venv")
+"""What of /opt/phid/venvs is in use."""
 
-def a_credential_reaches_it_and_a_missing_one_is_named() -> str:
-    secret = CREDENTIALS / "mqtt-password"
-    secret.write_text("of no use to this broker\n")
-    secret.chmod(0o600)
-    status, said = install()
+
+def a_wheel_that_was_changed_is_not_installed() -> str:
+    before, in_use, there = pid(), LINK.readlink(), _environments()
+    house = Path("/root/changed")
+    shutil.copytree(WHEELHOUSE, house)
+    (wheel,) = house.glob("structlog-*.whl")
+    content = wheel.read_bytes()
+    wheel.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    status, said = install("--upgrade", "--offline", house, checkout=_another("0.1.5"))
+    assert status == 1, said
+    assert "DO NOT MATCH THE HASHES" in said, said
+    assert "structlog" in said, said
+    assert (pid(), LINK.readlink(), _environments()) == (before, in_use, there)
+    wheel.write_bytes(content)
+    status, said = install("--upgrade", "--offline", house, checkout=_another("0.1.5"))
     assert status == 0, said
-    (loaded,) = Path("/run/credentials").glob(f"{UNIT}/mqtt-password")
-    assert loaded.read_text() == secret.read_text()
-    wall = time.time()
-    secret.unlink()
-    status, said = install("--upgrade")
-    assert status == 1
-    assert f"the credential {secret} is gone: put it back" in said, said
-    run("systemctl", "restart", UNIT, check=False)
-    assert show("ActiveState") != "active"
-    assert f"AssertPathExists={secret}" in run("systemctl", "status", UNIT, check=False) + words(
-        wall
-    )
-    (DROP_INS / "70-credentials.conf").unlink()
-    run("systemctl", "daemon-reload")
-    start_anew()
-    return said.strip().splitlines()[-1].removeprefix("scripts/install: ")
+    shutil.rmtree(house)
+    return "a bit of structlog's wheel turned, and the upgrade ends; turned back, it is made"
 
 
 def a_read_only_var_is_told_by_the_installer() -> str:
@@ -171,37 +167,39 @@ def an_upgrade_loses_no_request() -> str:
 
 
 def a_version_that_does_not_become_well_is_rolled_back() -> str:
-    link, unit = Path("/opt/phid/.venv"), Path("/etc/systemd/system/phid.service")
-    in_use, unit_text, told = link.readlink(), unit.read_text(), []
-    start = "    def _start(self) -> None:\n"
+    unit, before = Path("/etc/systemd/system/phid.service"), _running_version()
+    in_use, unit_text, told = LINK.readlink(), unit.read_text(), []
+    start, loading = "    def _start(self) -> None:\n", "    began_s = time.monotonic()\n"
     faults = {
-        "it ends at its start": (
-            "service.py",
-            lambda t: t.replace(start, f"{start}        1 / 0\n"),
-        ),
+        "it ends at its start": ("service.py", start, f"{start}        1 / 0\n"),
         "it has no runtime": (
-            "runtime.py",
-            lambda t: t.replace("import onnxruntime_genai", "import no_such_runtime"),
+            *("runtime.py", "import onnxruntime_genai", "import no_such_runtime"),
         ),
+        "it loads for ever": ("runtime.py", loading, f"{loading}    time.sleep(3600)\n"),
     }
-    for what, (name, fault) in faults.items():
+    limit_s = 25
+    for what, (name, sound, fault) in faults.items():
         other = _another("0.1.3")
         module = other / "daemon/phid" / name
-        sound = module.read_text()
-        module.write_text(fault(sound))
-        assert module.read_text() != sound
+        text = module.read_text()
+        assert text.count(sound) == 1
+        module.write_text(text.replace(sound, fault))
         (other / "systemd/phid.service").write_text(unit_text + f"# {what}\n")
-        began = time.monotonic()
-        status, said = install("--upgrade", checkout=other)
+        began, wall = time.monotonic(), time.time()
+        status, said = install("--upgrade", "--limit", str(limit_s), checkout=other)
         assert status == 1, said
         assert "rolled back: it is online" in said, said
-        assert link.readlink() == in_use
+        if what == "it loads for ever":
+            assert "this does not work: it is loading" in said, said
+            tried_s = _seconds_between_starts(wall)
+            assert limit_s <= tried_s < limit_s + 15, tried_s
+        assert LINK.readlink() == in_use
         assert unit.read_text() == unit_text
         told.append(f"{what}: back after {time.monotonic() - began:.0f} s")
     with requester() as client:
         assert client.ask("Say hello.", max_tokens=4)["type"] == "result"
-        assert client.ctl("ping")["data"]["version"] == "0.1.2"
-    return "; ".join(told)
+    assert _running_version() == before
+    return "; ".join(told) + f" (of which {limit_s} s are its limit)"
 
 
 def settings_cut_off_in_the_middle_stop_an_upgrade_before_it_does_anything() -> str:
@@ -243,6 +241,25 @@ def installed_again_it_finds_its_state_and_purged_it_leaves_nothing() -> str:
 
 def _kind(outcome: dict[str, Any]) -> str:
     return outcome["type"] if outcome["type"] == "result" else f"error {outcome['code']}"
+
+
+def _running_version() -> str:
+    with requester() as client:
+        return str(client.ctl("ping")["data"]["version"])
+
+
+def _environments() -> set[str]:
+    return {path.name for path in Path("/opt/phid/venvs").iterdir()}
+
+
+def _seconds_between_starts(since: float) -> float:
+    """From one start of the service to the next, both after `since`."""
+    lines = [json.loads(line) for line in words(since, "-o", "json").splitlines()]
+    starts = [
+        int(line["__REALTIME_TIMESTAMP"]) for line in lines if "service_started" in line["MESSAGE"]
+    ]
+    assert len(starts) == 2, starts
+    return (starts[1] - starts[0]) / 1e6
 
 
 def _load_ms() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT / "tests"))
 
-from wire import BASE, Requester  # noqa: E402 - found by the line above
+from authority import Authority  # noqa: E402 - found by the line above
+from wire import BASE, Requester  # noqa: E402
 
 CONFIG = Path("/etc/phid/phid.toml")
 DROP_INS = Path("/etc/systemd/system/phid.service.d")
@@ -80,14 +82,14 @@ def device() -> str:
 
 
 @contextlib.contextmanager
-def requester(session_expiry_s: int = 0) -> Iterator[Requester]:
-    with Requester(PORT, device(), session_expiry_s=session_expiry_s) as client:
+def requester(session_expiry_s: int = 0, port: int = PORT) -> Iterator[Requester]:
+    with Requester(port, device(), session_expiry_s=session_expiry_s) as client:
         client.listen(f"{BASE}/{client.device}/out/status")
         yield client
 
 
-def online(timeout: float = 60) -> None:
-    with requester() as client:
+def online(timeout: float = 60, port: int = PORT) -> None:
+    with requester(port=port) as client:
         client.status("online", timeout)
 
 
@@ -109,6 +111,43 @@ def start_anew() -> None:
     run("systemctl", "reset-failed", UNIT, check=False)
     run("systemctl", "restart", UNIT)
     online()
+
+
+class SecureBroker:
+    """Another mosquitto: with TLS and a password on one port, without either on another."""
+
+    PORT, PLAIN_PORT = 8883, 1884
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, password: str, authority: Authority) -> None:
+        """Under a certificate of this authority's, for the user porch with this password."""
+        certificate, key = authority.issue("broker", host="localhost")
+        passwords = self._folder / "passwords"
+        passwords.write_text("")
+        run("mosquitto_passwd", "-b", passwords, "porch", password)
+        config = self._folder / "mosquitto.conf"
+        config.write_text(
+            f"per_listener_settings true\nuser root\nlistener {self.PORT} localhost\n"
+            f"certfile {certificate}\nkeyfile {key}\npassword_file {passwords}\n"
+            f"listener {self.PLAIN_PORT} localhost\nallow_anonymous true\n"
+        )
+        self._process = subprocess.Popen(["mosquitto", "-c", str(config)])
+        until(lambda: _listens(self.PLAIN_PORT), what="the broker's port")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(20)
+            self._process = None
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+        return True
+    return False
 
 
 class MemoryGroup:

@@ -17,6 +17,7 @@ from systemd_proof.machine import (
     MemoryGroup,
     drop_in,
     engine_pid,
+    install,
     online,
     pid,
     requester,
@@ -241,5 +242,23 @@ def a_read_only_disk_is_told() -> str:
         reason = client.status("degraded")["reason"]
         assert "cannot be kept" in reason, reason
         assert "Traceback" not in words(wall)
+        # An error is one in the journal, too: journalctl -p err.
+        assert "journal_not_written" in words(wall - 1, "-p", "err")
     start_anew()
     return str(reason)
+
+
+def a_start_that_always_fails_is_given_up_and_taken_up_again() -> str:
+    wall = time.time()
+    with drop_in("[Service]\nExecStart=\nExecStart=/bin/false\n"):
+        run("systemctl", "restart", UNIT, check=False)
+        until(lambda: show("ActiveState") == "failed", 120, "the end of trying")
+        tried = int(show("NRestarts")) + 1
+    assert "Start request repeated too quickly" in words(wall - 1)
+    assert tried == 10, tried
+    began = time.monotonic()
+    status, said = install()
+    assert status == 0, said
+    online()
+    took_s = time.monotonic() - began
+    return f"after {tried} starts; mended, scripts/install has it online in {took_s:.0f} s"
