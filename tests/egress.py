@@ -6,6 +6,7 @@ address, a name server's included, is there to be seen.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import shutil
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rig import Daemon, Mosquitto
+from rig import ROOT, Daemon, Mosquitto
 from wire import BASE, Requester
 
 _ALL = 0x0003  # ETH_P_ALL
@@ -32,6 +33,8 @@ COLLECTOR = ("127.0.0.1", 4318)
 STRAY = ("198.51.100.7", 9)
 NAME = "stray.example.invalid"
 PORT = 1883
+TEXT, VISION = "smollm2-135m-instruct", "tiny-phi3v"
+WATCH = {"name": "door", "topic": "cam/+", "prompt": "What is it?", "max_tokens": 8}
 
 
 class Capture:
@@ -89,26 +92,40 @@ def _where(kind: int, packet: bytes) -> str:
     return f"{name} {target}"
 
 
-def _work(folder: Path, models_dir: str) -> None:
-    """Everything that a day brings: start, answers, commands, health, a lost engine, a stop."""
+def _work(folder: Path, models_dir: Path) -> None:
+    """Everything that a day brings: start, answers, frames, commands, a lost engine, a stop."""
+    models = folder / "models"
+    models.mkdir()
+    for model in (models_dir / TEXT, ROOT / "tests" / "models" / VISION):
+        (models / model.name).symlink_to(model)
     daemon = Daemon(
         PORT,
         folder,
         mqtt__host=BROKER,
         engine__runtime="genai",
-        engine__model="smollm2-135m-instruct",
-        models_dir=models_dir,
+        engine__model=TEXT,
+        engine__frame_model=VISION,
+        models_dir=models,
+        vision__camera_topics='["cam/+"]',
         health__interval_s=0.5,
         health__heartbeat_s=1,
     )
+    daemon.config.write_text('[log]\nlevel = "info"\n')
     daemon.start()
     try:
         with Requester(PORT, host=BROKER) as asker:
             asker.listen(f"{BASE}/dut/out/#")
             asker.status("online", 60)
             assert asker.ask("Say hello.", 60, max_tokens=16, stream="delta")["text"]
-            for verb, options in {"ping": {}, "discover": {}, "log": {"level": "debug"}}.items():
-                assert asker.ctl(verb, **options)["ok"]
+            _look(asker)
+            for verb, options in {
+                "ping": {},
+                "discover": {},
+                "log": {"level": "debug"},
+                "reload": {},
+                "model": {"action": "switch", "name": VISION},
+            }.items():
+                assert asker.ctl(verb, **options)["ok"], verb
             assert asker.ctl("restart", what="engine")["ok"]
             assert asker.ask("And again.", 60, max_tokens=16)["text"]
             asker.wait(lambda h: h.topic.endswith("/health"))
@@ -123,6 +140,23 @@ def _work(folder: Path, models_dir: str) -> None:
     finally:
         daemon.close()
         print(daemon.log[-3000:], file=sys.stderr)
+
+
+def _look(asker: Requester) -> None:
+    """Pictures on each way in: with the request, apart from it, a camera's, a watch's."""
+    picture = (ROOT / "tests" / "models" / "scene.jpg").read_bytes()
+    where = f"{BASE}/dut/in"
+    ways = [{"b64": base64.b64encode(picture).decode()}, {"part": 0}, {"topic": "cam/door"}]
+    asker.publish(f"{where}/part/{asker.name}/way1/0", picture)
+    asker.publish("cam/door", picture)
+    for number, way in enumerate(ways):
+        request = {"id": f"way{number}", "prompt": "What is it?", "max_tokens": 8, "images": [way]}
+        asker.publish(f"{where}/frame/{asker.name}", request, reply_to=asker.rx)
+        assert asker.outcome(f"way{number}", 60)["type"] == "result", way
+    assert asker.ctl("watch", **WATCH)["ok"]
+    asker.publish("cam/door", picture)
+    found = asker.wait(lambda h: h.topic.endswith("/watch/door/result"), 60)
+    assert found.type == "watch_result", found
 
 
 def _stray() -> None:
@@ -141,7 +175,7 @@ def _look_up() -> None:
         socket.getaddrinfo(NAME, 80)
 
 
-def main(folder: Path, models_dir: str) -> None:
+def main(folder: Path, models_dir: Path) -> None:
     """Print what was seen of the daemon's work, and of one who does not keep to it."""
     for command in (
         ("link", "set", "lo", "up"),
@@ -167,4 +201,4 @@ def main(folder: Path, models_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

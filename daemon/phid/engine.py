@@ -188,8 +188,6 @@ def load_runtime(load: Load, report: Callable[[Loading], None]) -> Runtime:
 
 def main() -> int:
     """Run one engine on the connection this process was started with."""
-    # Before the first import of either library: later, part of the telemetry stays on.
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     # The service ends an engine, by Stop or by ending the connection. What a terminal or a
     # service manager sends to the whole group must not cut off the answer it is draining.
     for number in (signal.SIGINT, signal.SIGTERM):

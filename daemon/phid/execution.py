@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
 from phid.errors import Code, Refused
 from phid.jobs import Load
+from phid.native import og
 from phid.providers import CPU, PROVIDERS
-
-# See runtime.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime_genai as og
 
 
 def place(config: Any, load: Load) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +22,9 @@ from phid import (
 )
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Load, Loading
+from phid.native import og
 from phid.providers import PROVIDERS, UNKNOWN
 from phid.soundness import CONFIG
-
-# The only switch that turns off all of its telemetry, and only before the import.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime_genai as og
-
 from phid.text import TextRuntime
 
 if TYPE_CHECKING:

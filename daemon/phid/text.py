@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,7 @@ from typing import TYPE_CHECKING, Any
 from phid import chat, memory, vocabulary
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Job, Load, Sampling, Turn
-
-# See runtime.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime_genai as og
+from phid.native import og
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -63,7 +63,6 @@ def _decode(stream: Stream, tokens: int) -> tuple[tuple[bytes, ...], float | Non
 
 def main() -> None:
     """Run one trial on the connection this process was started with; it ends in here."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     os.dup2(2, 1)
     faulthandler.enable()
     # As for an engine: when memory runs out, this is what goes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,8 @@ import numpy as np
 
 from phid import frames, images, tags, vocabulary
 from phid.jobs import EngineFacts, Job, Load
+from phid.native import og
 from phid.text import TextRuntime, TextStream
-
-# See runtime.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime_genai as og
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

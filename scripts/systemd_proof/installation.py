@@ -173,7 +173,7 @@ def a_version_that_does_not_become_well_is_rolled_back() -> str:
     faults = {
         "it ends at its start": ("service.py", start, f"{start}        1 / 0\n"),
         "it has no runtime": (
-            *("runtime.py", "import onnxruntime_genai", "import no_such_runtime"),
+            *("native.py", "import onnxruntime_genai", "import no_such_runtime"),
         ),
         "it loads for ever": ("runtime.py", loading, f"{loading}    time.sleep(3600)\n"),
     }

@@ -134,7 +134,9 @@ class SecureBroker:
             f"certfile {certificate}\nkeyfile {key}\npassword_file {passwords}\n"
             f"listener {self.PLAIN_PORT} localhost\nallow_anonymous true\n"
         )
-        self._process = subprocess.Popen(["mosquitto", "-c", str(config)])
+        self._process = subprocess.Popen(
+            ["mosquitto", "-c", str(config)], stderr=subprocess.DEVNULL
+        )
         until(lambda: _listens(self.PLAIN_PORT), what="the broker's port")
 
     def stop(self) -> None:

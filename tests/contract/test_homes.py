@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +17,7 @@ VALUES = {"catalog", "decoding", "messages", "requests", "sections", "settings",
 HOMES = {
     "paho": {"broker", "link"},
     "psutil": {"health", "memory"},
-    "onnxruntime_genai": {"runtime", "text", "vision", "execution"},
+    "onnxruntime_genai": {"native"},
     "sqlite3": {"journal", "tables"},
     "cv2": {"frames", "clips"},
     "iotcore": {"embedded"},
@@ -45,6 +47,28 @@ def third_party_imports(module: Path) -> set[str]:
 def test_a_library_is_imported_only_in_its_home(module: Path) -> None:
     for library in third_party_imports(module):
         assert module.stem in HOMES.get(library, ()), f"{library} has no home in {module.stem}"
+
+
+@pytest.mark.parametrize("program", ["engine", "trial", "runtime", "execution"])
+def test_telemetry_is_off_before_the_runtime_is_imported(program: str) -> None:
+    code = (
+        "import os, sys\n"
+        "class Look:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0].startswith('onnxruntime'):\n"
+        "            print(name, os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+        "sys.meta_path.insert(0, Look())\n"
+        f"import phid.{program}, phid.runtime\n"
+    )
+    environment = {n: v for n, v in os.environ.items() if n != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    said = done.stdout.splitlines()
+    assert "onnxruntime_genai 1" in said
+    assert {line.partition(" ")[2] for line in said} == {"1"}
 
 
 @pytest.mark.parametrize("module", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)

@@ -1,0 +1,12 @@
+"""ONNX Runtime GenAI, imported in this place alone, with its telemetry off before it is there."""
+
+from __future__ import annotations
+
+import os
+
+# The one switch for all of it, read once: at the import.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime_genai as og
+
+__all__ = ["og"]
