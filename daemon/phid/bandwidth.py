@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import quantiles
 
-from phid import threads
+from phid import programs, threads
 
 _BYTES_PER_THREAD = 96 << 20  # beyond any cache
 _PIECES = 6
@@ -44,10 +44,15 @@ def measure(count: int = 0) -> Speed:
     In a process of its own, for it takes memory, and numpy. Raises Unmeasurable.
     """
     wanted = count or threads.usable_cpus()
-    command = [sys.executable, "-m", "phid.bandwidth", str(wanted)]
+    command = [*programs.command("phid.bandwidth"), str(wanted)]
     try:
         done = subprocess.run(  # noqa: S603 - our own command
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+            command,
+            env=programs.environment(),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=True,
         )
         bytes_s, pace_s = json.loads(done.stdout)
     except subprocess.CalledProcessError as error:

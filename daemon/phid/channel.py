@@ -8,8 +8,9 @@ import select
 import subprocess
 import sys
 from multiprocessing.connection import Pipe
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from phid import programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,11 +33,11 @@ __all__ = [
     "spawn",
 ]
 
-ENGINE = (sys.executable, "-m", "phid.engine")
-"""The command of an engine, on the interpreter that runs this."""
-PROVER = (sys.executable, "-m", "phid.prover")
+ENGINE = programs.command("phid.engine")
+"""The command of an engine."""
+PROVER = programs.command("phid.prover")
 """That of a prover, which takes an engine's place."""
-TRIAL = (sys.executable, "-m", "phid.trial")
+TRIAL = programs.command("phid.trial")
 """That of a trial, which a prover starts."""
 
 AT_ONCE_BYTES = 32_768
@@ -71,7 +72,7 @@ def spawn(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=_environment(handle),
+            env=programs.environment() | {_VARIABLE: str(handle)},
             **options,
         )
     except BaseException:
@@ -124,17 +125,6 @@ def room(connection: Connection) -> Callable[[], bool]:
     waiting.register(connection.fileno(), select.POLLOUT)
     # Linux says so while three quarters of the buffer are free (unix_writable in af_unix.c).
     return lambda: any(events == select.POLLOUT for _, events in waiting.poll(0))
-
-
-def _environment(handle: int) -> dict[str, str]:
-    environment = os.environ | {_VARIABLE: str(handle)}
-    root = Path(__file__).parents[1]
-    # In a checkout, `phid` may be on our path by no way the child shares. An installed one is
-    # found by itself, and site-packages must not come before the standard library.
-    if root.name not in {"site-packages", "dist-packages"}:
-        paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-    return environment
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from phid import __version__, acl, ask, doctor, exits, fleet, lineup, log, origins, shelf
+from phid import __version__, acl, ask, doctor, exits, fleet, lineup, log, origins, programs, shelf
 from phid import settings as settings_module
 from phid.client import Unreachable
 from phid.settings import Settings, SettingsError
@@ -65,7 +65,8 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
             )
     status = daemon.run()
     if status == operations.RESTART_STATUS:
-        os.execv(sys.executable, [sys.executable, "-m", "phid", *sys.argv[1:]])  # noqa: S606
+        again = [*programs.command("phid"), *sys.argv[1:]]
+        os.execve(sys.executable, again, programs.environment())  # noqa: S606
     return status
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import subprocess
@@ -13,7 +12,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from phid import demo, fleet, progress
+from phid import demo, fleet, programs, progress
 from phid import settings as settings_module
 from phid.client import Unreachable
 from phid.sections import Mqtt
@@ -44,11 +43,11 @@ class Part:
     def __init__(self, name: str, arguments: list[str], folder: Path, **settings: str) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
-        environment = os.environ | settings
+        environment = programs.environment() | settings
         with self._log.open("wb") as log:
             # A session of its own: a Ctrl-C is ours, and the parts end in order.
             self._process = subprocess.Popen(  # noqa: S603 - our own command
-                [sys.executable, "-m", "phid", *arguments],
+                [*programs.command("phid"), *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -116,7 +115,7 @@ def _run(options: argparse.Namespace, parts: list[Part], folder: Path) -> int:
     models = {"PHID_MODELS_DIR": str(models_dir), "PHID_STATE_DIR": str(folder)}
     parts.append(Part("daemon", run, folder, PHID_ENGINE__MODEL=demo.NAME, **models))
     _wait_until_online(mqtt, options.device, parts)
-    ask = [sys.executable, "-m", "phid", "ask", *where, "--device", options.device]
+    ask = [*programs.command("phid"), "ask", *where, "--device", options.device]
     ask += ["--timeout", str(_ANSWER_TIMEOUT_S)]
     if options.serve:
         return _serve(options, port, parts)
