@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from phid import devices, prover
+from phid import devices, packages, prover
 from phid.jobs import EngineFacts, Load, Loading
 from phid.probes import Reached, Verdict
 from phid.proofs import Prove, Selection
@@ -19,6 +19,7 @@ class Whereabouts:
 
     def __init__(self) -> None:
         self._told: dict[str, Any] = {
+            "installed": [name for name in PROVIDERS if not packages.missing(name)],
             "requested": [],
             "actual": None,
             "placement": {},
@@ -29,7 +30,10 @@ class Whereabouts:
         self._settings: Settings | None = None
 
     def told(self) -> dict[str, Any]:
-        """As `phid doctor --json` has it; `actual` is measured, or null."""
+        """As `phid doctor --json` has it; `actual` is measured, or null.
+
+        `installed` are the providers whose packages are in this environment.
+        """
         return self._told
 
     def find(self, settings: Settings, load: Load | None, reached: Reached, late: float) -> Verdict:

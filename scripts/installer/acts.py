@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _LAST_LINES = 12
+# Whose folder it is started in is anybody's guess: `python -m` would import from it.
+_ELSEWHERE = "/"
 
 
 class Failed(Exception):  # noqa: N818 - it reads as what it says
@@ -41,6 +43,7 @@ class Acts:
         try:
             done = subprocess.run(
                 command,
+                cwd=_ELSEWHERE,
                 env=environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -154,6 +157,7 @@ def answer(*argv: str | Path, env: Mapping[str, str] | None = None) -> tuple[int
     try:
         done = subprocess.run(
             command,
+            cwd=_ELSEWHERE,
             env=environment(env),
             stdin=subprocess.DEVNULL,
             capture_output=True,

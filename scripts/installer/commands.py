@@ -45,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A connection that breaks must not leave half of an upgrade; Ctrl-C and SIGTERM roll it back.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    os.umask(0o022)  # the daemon's user must be able to read what is made here
     try:
         if options.uninstall:
             uninstall(acts, layout, purge=options.purge)
@@ -73,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/install",
+        allow_abbrev=False,  # scripts/install looks for whole words, too
         description="phid as a system service: its own Python environment in /opt/phid from"
         " hash-locked packages, a user, settings in /etc/phid, a hardened unit, a model; started,"
         " and looked at by its doctor.",

@@ -53,7 +53,7 @@ class Seen:
 
 
 def look(layout: Layout, device: str) -> Seen:
-    """What is to be seen of the daemon now; waits a second for the broker."""
+    """What is to be seen of the daemon now; waits for the broker, some seconds at most."""
     told = units.properties("ActiveState", "NRestarts", "ExecMainStatus")
     seen = Seen(
         told.get("ActiveState", "unknown"),
@@ -72,18 +72,19 @@ def wait(
     limit_s: float,
     *,
     wanted_online: bool,
+    version: str | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[bool, Seen]:
     """Whether the daemon becomes well within the limit, and how it was last seen.
 
     Not `wanted_online`: it was not before either, for want of a broker or a model; then it is
-    enough that it stays up.
+    enough that it stays up. With a `version` no other one's word counts as its own.
     """
     began = since = clock()
     first = last = see()
     while True:
-        if last.online:
+        if last.online and version in (None, last.version):
             return True, last
         if last.active == "failed" or last.restarts - first.restarts >= _CRASHES:
             return False, last

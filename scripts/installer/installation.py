@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import signal
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,20 @@ class Wishes:
     limit_s: float = 300.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """How an installation was found: what to come back to. `seen` is None without a systemd."""
+
+    seen: health.Seen | None
+    enabled: bool
+
+    @classmethod
+    def of(cls, layout: Layout) -> _Before:
+        """That of now."""
+        seen = health.look(layout, _device(layout)) if units.running() else None
+        return cls(seen, layout.wanted.is_symlink())
+
+
 def install(acts: Acts, layout: Layout, wishes: Wishes) -> bool:
     """Install, or bring an installation up to this checkout: True if the daemon is online.
 
@@ -48,19 +62,19 @@ def install(acts: Acts, layout: Layout, wishes: Wishes) -> bool:
     units.check_credentials(layout)
     venvs.adopt(acts, layout)
     previous = venvs.current(layout)
-    before = health.look(layout, _device(layout)) if previous and units.running() else None
+    before = _Before.of(layout) if previous else None
     folder = _environment(acts, layout, wishes)
     phid = folder / "bin/phid"
     if phid.exists():  # a dry run has built none
         configuration.check(layout, phid)
-    provider = _provider(acts, layout, phid)
+    drop_in = _drop_in(acts, layout, phid)
     try:
-        changed = _put_in_place(acts, layout, wishes, folder, provider)
+        changed = _put_in_place(acts, layout, wishes, folder, drop_in)
         if acts.dry or not units.running():
             return _not_started(acts)
         seen = _start(acts, layout, wishes, before, changed=changed)
     except (Failed, OSError, KeyboardInterrupt) as failed:
-        if previous is not None:
+        if before is not None:
             _roll_back(acts, layout, wishes, before, failed)
             if folder != previous:
                 acts.remove(folder)
@@ -74,7 +88,8 @@ def uninstall(acts: Acts, layout: Layout, *, purge: bool) -> None:
     """Remove the program; the settings, the secrets, the state and the models only to `purge`."""
     if units.running() and layout.unit.exists():
         acts.run("systemctl", "disable", "--now", units.UNIT)
-    for name in (units.PROVIDER, units.MEMORY, units.CREDENTIALS):
+    acts.remove(layout.wanted)  # in a chroot nobody else does it
+    for name in units.DROP_INS:
         acts.remove(layout.drop_ins / name)
     for path in (layout.unit, layout.sysusers, layout.tmpfiles):
         acts.remove(path)
@@ -91,7 +106,7 @@ def uninstall(acts: Acts, layout: Layout, *, purge: bool) -> None:
     acts.remove(layout.drop_ins)
     acts.remove(layout.config.parent)
     acts.remove(layout.state)
-    if layout.root == Path("/") and shutil.which("userdel"):
+    if layout.root == Path("/") and units.user_exists():
         acts.run("userdel", "phid")
 
 
@@ -102,23 +117,27 @@ def _environment(acts: Acts, layout: Layout, wishes: Wishes) -> Path:
     # What fetches models is wanted of each device whose model is not brought to it.
     if models.is_to_be_fetched(layout, wishes.model):
         extras.add("hub")
-    if wishes.wheelhouse is not None and not any(wishes.wheelhouse.glob("huggingface_hub-*")):
-        extras.discard("hub")  # the wheelhouse was not filled for it, and no hub is in reach
+    if wishes.wheelhouse is not None:
+        extras = {extra for extra in extras if venvs.brings(wishes.wheelhouse, extra)}
     if wishes.model == models.DEMO:
         extras.add("demo")
     there = [extra for extra in sorted(extras) if venvs.locks_of(layout, [extra])[1].exists()]
     return venvs.build(acts, layout, there, wishes.wheelhouse)
 
 
-def _provider(acts: Acts, layout: Layout, phid: Path) -> str:
-    """The execution provider that the hardware is for, by the doctor of this environment."""
+def _drop_in(acts: Acts, layout: Layout, phid: Path) -> str | None:
+    """The file of systemd/provider that this environment and this machine need."""
     if not phid.exists():
-        acts.say("the doctor will be asked which drop-in of systemd/provider the hardware needs")
-        return "cpu"
-    return hardware.provider(health.findings(layout, phid))
+        acts.say("which drop-in of systemd/provider is needed hangs on packages and devices")
+        return None
+    settings = configuration.settings(layout, phid)
+    installed = hardware.installed(health.findings(layout, phid))
+    return hardware.drop_in(settings.get("providers", ("auto",)), installed, layout.root)
 
 
-def _put_in_place(acts: Acts, layout: Layout, wishes: Wishes, folder: Path, provider: str) -> bool:
+def _put_in_place(
+    acts: Acts, layout: Layout, wishes: Wishes, folder: Path, drop_in: str | None
+) -> bool:
     """Everything but the start: True if what runs has to be started anew for it."""
     phid = folder / "bin/phid"
     before = _starts_from(layout)
@@ -129,7 +148,7 @@ def _put_in_place(acts: Acts, layout: Layout, wishes: Wishes, folder: Path, prov
     settings = configuration.settings(layout, phid)
     if model and settings and settings.get("engine.model") != model:
         acts.say(f'{layout.config} is yours: to run {model}, set model = "{model}" in [engine]')
-    units.write_drop_ins(acts, layout, settings, hardware.drop_in(provider))
+    units.write_drop_ins(acts, layout, settings, drop_in)
     if (layout.drop_ins / units.MEMORY).exists() and not systems.has_memory_controller(layout.root):
         acts.say(f"{layout.drop_ins / units.MEMORY} holds nothing back: {_NO_CONTROLLER}")
     for name in ("README.md", "LICENSE"):
@@ -142,18 +161,22 @@ def _put_in_place(acts: Acts, layout: Layout, wishes: Wishes, folder: Path, prov
 
 
 def _start(
-    acts: Acts, layout: Layout, wishes: Wishes, before: health.Seen | None, *, changed: bool
+    acts: Acts, layout: Layout, wishes: Wishes, before: _Before | None, *, changed: bool
 ) -> health.Seen:
     """Start the daemon and see it well. Raises Failed."""
     if changed:
         acts.run("systemctl", "daemon-reload")
     acts.run("systemctl", "enable", "--quiet", units.UNIT)
     units.forgive()
-    acts.run("systemctl", "restart" if changed else "start", units.UNIT)
+    again = changed or _is_newer(layout, units.started_at())
+    acts.run("systemctl", "restart" if again else "start", units.UNIT)
     device = _device(layout)
-    expected = before is not None and before.online
+    expected = before is not None and before.seen is not None and before.seen.online
     well, seen = health.wait(
-        lambda: health.look(layout, device), wishes.limit_s, wanted_online=expected
+        lambda: health.look(layout, device),
+        wishes.limit_s,
+        wanted_online=expected,
+        version=venvs.version(layout),
     )
     if not well:
         raise Failed(f"{seen.says}\n{units.last_words()}")
@@ -164,24 +187,31 @@ def _roll_back(
     acts: Acts,
     layout: Layout,
     wishes: Wishes,
-    before: health.Seen | None,
+    before: _Before,
     failed: BaseException,
 ) -> None:
-    """Put back what was there, and start it if it ran."""
+    """Put back what was there, and start it if it ran; an impatient Ctrl-C waits for that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     reason = str(failed) or type(failed).__name__
     acts.say(f"this does not work: {reason}\nback to what was there before")
     acts.restore()
     if not units.running():
         return
     acts.run("systemctl", "daemon-reload")
-    if before is not None and before.active == "active":
-        units.forgive()
-        acts.run("systemctl", "restart", units.UNIT)
-        device = _device(layout)
-        well, seen = health.wait(
-            lambda: health.look(layout, device), wishes.limit_s, wanted_online=before.online
-        )
-        acts.say(f"rolled back: {seen.says}" + ("" if well else f"\n{units.last_words()}"))
+    if not before.enabled:
+        acts.run("systemctl", "disable", "--quiet", units.UNIT)
+    if before.seen is None or before.seen.active != "active":
+        acts.run("systemctl", "stop", units.UNIT)
+        acts.say("rolled back, and stopped as it was")
+        return
+    units.forgive()
+    acts.run("systemctl", "restart", units.UNIT)
+    device = _device(layout)
+    well, seen = health.wait(
+        lambda: health.look(layout, device), wishes.limit_s, wanted_online=before.seen.online
+    )
+    acts.say(f"rolled back: {seen.says}" + ("" if well else f"\n{units.last_words()}"))
 
 
 def _not_started(acts: Acts) -> bool:
@@ -205,6 +235,14 @@ def _starts_from(layout: Layout) -> dict[Path, bytes | int | None]:
     return found | {layout.models / name: mark for name, mark in models.seen(layout).items()}
 
 
+def _is_newer(layout: Layout, started: float | None) -> bool:
+    """Whether settings or secrets have been changed since the service was started."""
+    if started is None:
+        return False
+    given = [layout.config, *(layout.credentials / name for name in units.CREDENTIAL_NAMES)]
+    return any(path.stat().st_ctime // 1 > started for path in given if path.exists())
+
+
 def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
@@ -219,9 +257,9 @@ def _check_writable(acts: Acts, layout: Layout) -> None:
         return
     for folder in (layout.home, layout.config.parent, layout.state, layout.unit.parent):
         there = next(path for path in (folder, *folder.parents) if path.is_dir())
-        probe = there / ".phid-probe"
         try:
-            probe.touch()
-            os.unlink(probe)  # noqa: PTH108 - beside the line that made it
+            # By a name that nobody can have put a link at: one of the folders is the daemon's.
+            with tempfile.TemporaryFile(dir=there):
+                pass
         except OSError as error:
             raise Failed(f"{there} cannot be written: {error.strerror}") from None

@@ -69,6 +69,11 @@ class Layout:
         return self.root / "etc/systemd/system/phid.service"
 
     @property
+    def wanted(self) -> Path:
+        """The link that has it started with the machine."""
+        return self.unit.parent / "multi-user.target.wants" / self.unit.name
+
+    @property
     def drop_ins(self) -> Path:
         """What changes the unit on this machine: ours are named in `units`."""
         return self.root / "etc/systemd/system/phid.service.d"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,17 @@ from installer.acts import Acts, Failed, answer
 from installer.layout import Layout
 
 UNIT = "phid.service"
-PROVIDER, MEMORY, CREDENTIALS = "50-provider.conf", "60-memory.conf", "70-credentials.conf"
+PROVIDER, MEMORY, STOP, CREDENTIALS = (
+    "50-provider.conf", "60-memory.conf", "61-stop.conf", "70-credentials.conf",
+)  # fmt: skip
+DROP_INS = (PROVIDER, MEMORY, STOP, CREDENTIALS)
 CREDENTIAL_NAMES = ("mqtt-username", "mqtt-password", "mqtt-ca", "mqtt-cert", "mqtt-key")
 _WRITTEN = "# Written by scripts/install, anew each time: change it in another file.\n"
 # The service itself, its threads and what SQLite keeps; 51 MB were measured.
 _SERVICE_MB = 192
+# The unit's TimeoutStopSec, and what a stop takes beside the draining: the engine's end, the
+# journal's, and the broker's goodbye.
+_STOP_S, _GOODBYE_S = 60, 20
 
 
 def write(acts: Acts, layout: Layout) -> None:
@@ -37,13 +44,20 @@ def make_user_and_folders(acts: Acts, layout: Layout) -> None:
 def write_drop_ins(
     acts: Acts, layout: Layout, settings: Mapping[str, Any], drop_in: str | None
 ) -> None:
-    """What this machine's hardware, settings and secrets change in the unit."""
-    provider = layout.checkout / "systemd/provider" / f"{drop_in}.conf" if drop_in else None
+    """What this machine's hardware, settings and secrets change in the unit.
+
+    A drop-in for devices is not taken away again: it may have been put there by hand.
+    """
     texts = {
-        PROVIDER: provider.read_text(encoding="utf-8") if provider else None,
         MEMORY: memory(settings),
+        STOP: stop(settings),
         CREDENTIALS: credentials(layout.credentials),
     }
+    if drop_in is not None:
+        provider = layout.checkout / "systemd/provider" / f"{drop_in}.conf"
+        texts[PROVIDER] = provider.read_text(encoding="utf-8")
+    elif (layout.drop_ins / PROVIDER).exists():
+        acts.say(f"{layout.drop_ins / PROVIDER} is kept, though nothing here needs it")
     for name, text in texts.items():
         if text is None:
             acts.remove(layout.drop_ins / name)
@@ -70,6 +84,15 @@ def memory(settings: Mapping[str, Any]) -> str | None:
         f"{_WRITTEN}# {engines_mb} for what runs models, {beside_mb} for the service and what waits"
         f" in it.\n[Service]\nMemoryHigh={high_mb}M\nMemoryMax={high_mb + high_mb // 10}M\n"
     )
+
+
+def stop(settings: Mapping[str, Any]) -> str | None:
+    """Time for a stop that may drain for longer than the unit gives it; None where that will do."""
+    wanted_s = math.ceil(float(settings.get("limits.drain_s") or 0)) + _GOODBYE_S
+    if wanted_s <= _STOP_S:
+        return None
+    why = f"# limits.drain_s, and {_GOODBYE_S} to end."
+    return f"{_WRITTEN}{why}\n[Service]\nTimeoutStopSec={wanted_s}\n"
 
 
 def credentials(folder: Path) -> str | None:
@@ -100,11 +123,20 @@ def check_credentials(layout: Layout) -> None:
     for line in drop_in.read_text(encoding="utf-8").splitlines():
         if line.startswith("LoadCredential="):
             path = Path(line.partition(":")[2])
-            if not path.is_file():
+            try:
+                there = path.is_file()
+            except PermissionError:  # a dry run without root
+                continue
+            if not there:
                 raise Failed(
                     f"the credential {path} is gone: put it back, or remove {drop_in} if it"
                     " is not wanted any more"
                 )
+
+
+def user_exists() -> bool:
+    """Whether there is the daemon's user."""
+    return answer("id", "-u", "phid")[0] == 0
 
 
 def running() -> bool:
@@ -116,6 +148,15 @@ def properties(*names: str) -> dict[str, str]:
     """What systemd says of the unit now."""
     _, out, _ = answer("systemctl", "show", UNIT, "--property", ",".join(names))
     return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+
+
+def started_at() -> float | None:
+    """When the service's process was started, Unix seconds; None where none runs."""
+    _, out, _ = answer(
+        "systemctl", "show", UNIT, "--timestamp=unix", "--property", "ExecMainStartTimestamp"
+    )
+    stamp = out.strip().partition("=@")[2]
+    return float(stamp) if stamp.isdigit() else None
 
 
 def forgive() -> None:

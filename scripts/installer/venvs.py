@@ -15,6 +15,8 @@ from installer.layout import Layout
 
 _WHOLE = ".whole"
 _ROOM_MB = 700
+# A package that each brings.
+_OF_EXTRAS = {"hub": "huggingface_hub", "demo": "iotcore"}
 
 
 def name(layout: Layout, locks: Sequence[Path]) -> str:
@@ -44,6 +46,12 @@ def locks_of(layout: Layout, extras: Iterable[str], wheelhouse: Path | None = No
     if wheelhouse is not None and (own := wheelhouse / "requirements.txt").is_file():
         return [own]
     return [layout.checkout / "scripts/lock" / f"{extra}.txt" for extra in ("run", *extras)]
+
+
+def brings(wheelhouse: Path, extra: str) -> bool:
+    """Whether a wheelhouse was filled for this extra; one that we do not know of it has to have."""
+    package = _OF_EXTRAS.get(extra)
+    return package is None or any(wheelhouse.glob(f"{package}-*"))
 
 
 def extras_of(folder: Path) -> list[str]:

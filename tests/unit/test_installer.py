@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from installer import configuration, hardware, health, installation, models, units, venvs
-from installer.acts import Acts, Failed
+from installer.acts import Acts, Failed, answer
 from installer.installation import uninstall
 from installer.layout import Layout
 from rig import ROOT
@@ -221,6 +227,22 @@ def test_limits_of_memory_leave_room_for_the_service() -> None:
     assert "MemoryHigh=2288M" in text
 
 
+@pytest.mark.parametrize(
+    ("drain_s", "stop_s"), [(None, None), (30, None), (40, None), (40.5, 61), (600, 620)]
+)
+def test_a_stop_is_given_the_time_that_draining_may_take(
+    drain_s: float | None, stop_s: int | None
+) -> None:
+    text = units.stop({"limits.drain_s": drain_s})
+    assert (text is None) == (stop_s is None)
+    assert text is None or text.endswith(f"[Service]\nTimeoutStopSec={stop_s}\n")
+
+
+def test_the_unit_gives_a_stop_what_is_reckoned_with() -> None:
+    unit = (ROOT / "systemd/phid.service").read_text()
+    assert f"\nTimeoutStopSec={units._STOP_S}\n" in unit
+
+
 def test_each_credential_is_loaded_and_its_absence_asserted(tmp_path: Path) -> None:
     assert units.credentials(tmp_path) is None
     (tmp_path / "mqtt-password").touch()
@@ -246,22 +268,73 @@ def test_a_credential_that_is_gone_is_named(acts: Acts, layout: Layout) -> None:
         units.check_credentials(layout)
 
 
-def test_a_drop_in_that_is_not_needed_any_more_goes(acts: Acts, layout: Layout) -> None:
+def test_a_drop_in_that_is_not_needed_any_more_goes_and_one_for_devices_stays(
+    acts: Acts, layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
     units.write_drop_ins(acts, layout, {"engine.model": "", "engine.memory_mb": 4000}, "dri")
     assert sorted(path.name for path in layout.drop_ins.iterdir()) == [units.PROVIDER, units.MEMORY]
     units.write_drop_ins(acts, layout, {}, None)
-    assert not list(layout.drop_ins.iterdir())
+    assert [path.name for path in layout.drop_ins.iterdir()] == [units.PROVIDER]
+    assert f"{units.PROVIDER} is kept, though nothing here needs it" in capsys.readouterr().err
 
 
-def test_the_hardware_says_which_drop_in(tmp_path: Path) -> None:
-    assert hardware.provider({}) == "cpu"
-    assert hardware.provider({"provider": {"actual": None}}) == "cpu"
-    assert hardware.provider({"provider": {"actual": "CUDA"}}) == "cuda"
-    assert hardware.drop_in("cpu") is None
-    assert hardware.drop_in("cuda", tmp_path / "none") == "cuda"
-    assert hardware.drop_in("cuda", tmp_path) == "jetson"
-    for drop_in in {*hardware.DROP_INS.values(), "jetson"}:
-        assert (ROOT / "systemd/provider" / f"{drop_in}.conf").exists()
+def test_credentials_that_one_may_not_see_are_not_missed_in_a_dry_run(acts: Acts) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        layout = Layout(ROOT, Path(folder))
+        layout.root.chmod(0o755)
+        layout.credentials.mkdir(parents=True)
+        (layout.credentials / "mqtt-key").touch()
+        units.write_drop_ins(acts, layout, {}, None)
+        layout.credentials.chmod(0)
+        with nobody():
+            units.check_credentials(layout)
+            assert units.credentials(layout.credentials) is None
+        layout.credentials.chmod(0o755)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Without root's rights to every file, for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "installed", "devices", "opens"),
+    [
+        (["auto"], {"cpu"}, ["dev/nvidia0", "dev/dri/renderD128"], None),
+        (["auto"], {"cpu", "cuda"}, [], None),
+        (["auto"], {"cpu", "cuda"}, ["dev/nvidia0"], "cuda"),
+        (["auto"], {"cpu", "cuda"}, ["etc/nv_tegra_release"], "jetson"),
+        (["cpu"], {"cpu", "cuda"}, ["dev/nvidia0"], None),
+        (["auto"], {"cpu", "qnn"}, ["dev/fastrpc-cdsp"], "qnn"),
+        (["auto"], {"cuda", "openvino"}, ["dev/dri/renderD128"], "dri"),
+        (["openvino", "cpu"], {"cuda", "openvino"}, ["dev/nvidia0", "dev/dri/renderD128"], "dri"),
+    ],
+)
+def test_packages_and_devices_say_which_drop_in(
+    tmp_path: Path, wanted: list[str], installed: set[str], devices: list[str], opens: str | None
+) -> None:
+    for device in devices:
+        (tmp_path / device).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / device).touch()
+    assert hardware.drop_in(wanted, frozenset(installed), tmp_path) == opens
+
+
+def test_each_drop_in_for_devices_is_there() -> None:
+    files = {path.stem for path in (ROOT / "systemd/provider").iterdir()}
+    assert files == hardware.DROP_INS
+
+
+def test_the_doctor_says_which_providers_have_their_packages(layout: Layout, phid: Path) -> None:
+    assert "cpu" in hardware.installed(health.findings(layout, phid))
+    assert hardware.installed({}) == hardware.installed({"provider": {"installed": None}}) == set()
 
 
 # Models.
@@ -367,6 +440,12 @@ def test_it_is_as_well_as_it_was_when_it_stays_up(seen: health.Seen) -> None:
     assert after_s < 20
 
 
+def test_the_word_of_another_version_is_not_the_new_ones() -> None:
+    old, new = (replace(ONLINE, version=version) for version in ("1", "2"))
+    wait = functools.partial(health.wait, wanted_online=True, version="2", sleep=lambda _: None)
+    assert wait(looks(old, old, new), 60) == (True, new)
+
+
 def test_what_was_online_must_be_online_again() -> None:
     well, after_s = waited(DEGRADED, wanted_online=True)
     assert not well
@@ -382,6 +461,71 @@ def test_a_daemon_that_keeps_ending_is_not_waited_for() -> None:
     assert failed.says == "phid.service has failed: the settings cannot be used"
 
 
+# The way back.
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What was asked of systemd, which only takes note of it."""
+    asked, folder = tmp_path / "asked", tmp_path / "bin"
+    folder.mkdir()
+    (folder / "systemctl").write_text(f'#!/bin/sh\necho "$*" >>{asked}\n')
+    (folder / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(units, "running", lambda: True)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("enabled", "asked_too"), [(True, []), (False, ["disable --quiet phid.service"])]
+)
+def test_what_did_not_run_before_does_not_run_after_the_way_back(
+    acts: Acts, layout: Layout, systemctl: Path, *, enabled: bool, asked_too: list[str]
+) -> None:
+    before = installation._Before(health.Seen("inactive", 0, "0"), enabled=enabled)
+    with kept_signals():
+        installation._roll_back(acts, layout, installation.Wishes(), before, KeyboardInterrupt())
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    asked = systemctl.read_text().splitlines()
+    assert asked == ["daemon-reload", *asked_too, "stop phid.service"]
+
+
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["phid.toml", "credentials/mqtt-password"])
+def test_settings_and_secrets_that_changed_are_a_reason_to_start_anew(
+    layout: Layout, name: str
+) -> None:
+    path = layout.config.parent / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    now = path.stat().st_ctime
+    assert installation._is_newer(layout, now - 2)
+    assert not installation._is_newer(layout, now + 2)
+    assert not installation._is_newer(layout, None)
+
+
+def test_a_link_in_the_daemons_folder_is_not_written_through(acts: Acts, layout: Layout) -> None:
+    for folder in (layout.home, layout.config.parent, layout.state, layout.unit.parent):
+        folder.mkdir(parents=True)
+    (layout.state / ".phid-probe").symlink_to(layout.root / "elsewhere")
+    installation._check_writable(acts, layout)
+    assert not (layout.root / "elsewhere").exists()
+
+
+def test_commands_run_where_nobody_can_have_put_anything(acts: Acts) -> None:
+    assert answer("pwd")[1].strip() == "/"
+    acts.run("sh", "-c", "test $PWD = /")
+
+
 # Removal, and the command.
 
 
@@ -393,7 +537,10 @@ def test_what_is_not_its_own_is_kept(acts: Acts, layout: Layout) -> None:
     layout.command.parent.mkdir(parents=True)
     layout.command.write_text("somebody else's")
     layout.models.mkdir(parents=True)
+    layout.wanted.parent.mkdir()
+    layout.wanted.symlink_to(layout.unit)
     uninstall(acts, layout, purge=False)
+    assert not layout.wanted.is_symlink()
     files = sorted(str(p.relative_to(layout.root)) for p in layout.root.rglob("*") if p.is_file())
     assert files == [
         "etc/phid/phid.toml",
@@ -430,6 +577,16 @@ def test_without_a_network_the_hubs_client_is_only_wanted_where_it_was_brought(
     assert "hub.txt" not in install(*argv).stdout
     (house / "huggingface_hub-2.4.0-py3-none-any.whl").touch()
     assert "hub.txt" in install(*argv).stdout
+
+
+def test_a_wheelhouse_need_not_bring_what_only_the_demo_needed(tmp_path: Path) -> None:
+    assert not venvs.brings(tmp_path, "demo")
+    (tmp_path / "iotcore-1.0-py3-none-any.whl").touch()
+    assert venvs.brings(tmp_path, "demo")
+
+
+def test_half_a_word_is_no_option(tmp_path: Path) -> None:
+    assert install("--dry", "--root", tmp_path).returncode == 2
 
 
 def test_there_must_be_something_to_upgrade(tmp_path: Path) -> None:
