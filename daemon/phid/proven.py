@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,7 @@ from phid.traces import main_provider
 FILE = "providers.json"
 _SCHEMA = 1
 _MOST = 64
-# A refusal is looked at again now and then: a library may have come, or a cable.
+# What did not pass is looked at again now and then: a library may have come, or a cable.
 _REFUSAL_S = 86_400.0
 _log = log.get("proven")
 
@@ -84,15 +84,16 @@ class Proven:
         self._now = time.time() if clock is None else clock
         self._entries = self._read()
 
-    def find(self, key: str) -> Evidence | None:
-        """The evidence under a key; a refusal only for a day."""
+    def find(self, key: str, *, refusals: bool = True) -> Evidence | None:
+        """The evidence under a key: for a day, and for good if a choice rests on it.
+
+        Without `refusals` only the latter.
+        """
         entry = self._entries.get(key)
         if entry is None:
             return None
-        evidence = _evidence(entry.get("evidence"))
-        if evidence is None or (not evidence.ran and not self._is_fresh(entry)):
-            return None
-        return evidence
+        rests = entry.get("passed") is True or (refusals and self._is_fresh(entry))
+        return _evidence(entry.get("evidence")) if rests else None
 
     def keep(self, key: str, provider: str, evidence: Evidence) -> None:
         """Put it under its key, in place of what was there, and on the disk if that takes it."""
@@ -103,6 +104,14 @@ class Proven:
         while len(self._entries) > _MOST:
             del self._entries[next(iter(self._entries))]
         self._write()
+
+    def confirm(self, keys: Iterable[str]) -> None:
+        """A choice rests on the evidence under these: it holds until what it hangs on changes."""
+        new = [e for key in keys if (e := self._entries.get(key)) and not e.get("passed")]
+        for entry in new:
+            entry["passed"] = True
+        if new:
+            self._write()
 
     def _is_fresh(self, entry: Mapping[str, Any]) -> bool:
         at = entry.get("at")

@@ -44,13 +44,16 @@ def prove(
     small model, and more for the real one by its size.
     """
     attempts = _Attempts(task, report, probe_s)
-    return selection.choose(
+    found = selection.choose(
         task.wanted,
         attempts.look,
         packages.installed,
         windows=sys.platform == "win32",
         barred=dict(task.barred),
     )
+    if found.chosen is not None:
+        attempts.confirm(found.chosen)
+    return found
 
 
 class _Attempts:
@@ -69,14 +72,19 @@ class _Attempts:
         key = self._around.key(provider, stage, self._task.wanted)
         if key in self._made:
             return self._made[key]
-        known = None if provider == self._task.doubted else self._proven.find(key)
-        if known is not None and self._task.doubt_refusals and not known.ran:
-            known = None
+        known = None
+        if provider != self._task.doubted:
+            known = self._proven.find(key, refusals=not self._task.doubt_refusals)
         if known is None:
             known = self._attempt(provider, stage)
             self._proven.keep(key, provider, known)
         self._made[key] = known
         return known
+
+    def confirm(self, chosen: str) -> None:
+        """The choice rests on what was found of this provider, and on the CPU's text beside it."""
+        trials: list[tuple[str, Stage]] = [(chosen, "probe"), (chosen, "check"), (CPU, "check")]
+        self._proven.confirm(self._around.key(*trial, self._task.wanted) for trial in trials)
 
     def _attempt(self, provider: str, stage: Stage) -> Evidence:
         name = PROVIDERS[provider].shown

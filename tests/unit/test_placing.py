@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from phid import packages
+from phid import packages, prover
 from phid.jobs import EngineFacts, Load
 from phid.placing import Placing
 from phid.proofs import Evidence, Prove, Report, Selection, Wanted
 from phid.proven import FILE, Proven, Surroundings
 from phid.selection import SMALL_ANSWER
 
+DAY_S = 86_400.0
 LOAD = Load("genai", "m", "/none")
 CUDA = Report("cuda", passed=True, says="well", placement={"cuda": 98.0, "cpu": 2.0})
 FACTS = EngineFacts("m", "text", "r", "1", "cuda", 1, 1, 1, 1, placement={"cuda": 97.0, "cpu": 3.0})
@@ -56,15 +58,34 @@ def test_the_engine_is_told_where_to_run_and_what_was_measured_there() -> None:
     assert placing.place(LOAD) == expected
 
 
+SMALL = Evidence("", pieces=SMALL_ANSWER, placement={"openvino": 100.0})
+WHOLE = Evidence("", pieces=(b"a", b"b"), placement={"openvino": 99.0, "cpu": 1.0})
+ON_CPU = Evidence("", pieces=(b"a", b"b"))
+
+
+@pytest.mark.parametrize(("text", "holds"), [((b"a", b"b"), True), ((b"x", b"y"), False)])
+def test_what_a_choice_rests_on_holds_and_what_did_not_pass_holds_for_a_day(
+    tmp_path: Path, text: tuple[bytes, ...], *, holds: bool
+) -> None:
+    wanted = Wanted(("openvino",), memory=tmp_path / FILE)
+    around, proven = Surroundings.of(LOAD), Proven(wanted.memory)
+    whole = replace(WHOLE, pieces=text)
+    trials = (("openvino", "probe", SMALL), ("openvino", "check", whole), ("cpu", "check", ON_CPU))
+    for provider, stage, evidence in trials:
+        proven.keep(around.key(provider, stage, wanted), provider, evidence)  # type: ignore[arg-type]
+    found = prover.prove(Prove(LOAD, wanted), lambda _: None)
+    assert found.chosen == ("openvino" if holds else "cpu")
+    later = Proven(wanted.memory, time.time() + 2 * DAY_S)
+    assert (later.find(around.key("openvino", "check", wanted)) == whole) == holds
+
+
 def test_what_was_proven_before_needs_no_prover(tmp_path: Path) -> None:
     wanted = Wanted(("openvino",), memory=tmp_path / FILE)
     around, proven = Surroundings.of(LOAD), Proven(wanted.memory)
-    small = Evidence("", pieces=SMALL_ANSWER, placement={"openvino": 100.0})
-    whole = Evidence("", pieces=(b"a", b"b"), placement={"openvino": 99.0, "cpu": 1.0})
-    proven.keep(around.key("openvino", "probe", wanted), "openvino", small)
-    proven.keep(around.key("openvino", "check", wanted), "openvino", whole)
+    proven.keep(around.key("openvino", "probe", wanted), "openvino", SMALL)
+    proven.keep(around.key("openvino", "check", wanted), "openvino", WHOLE)
     assert isinstance(Placing(LOAD, wanted).settle(), Prove), "the CPU's text is still wanted"
-    proven.keep(around.key("cpu", "check", wanted), "cpu", Evidence("", pieces=(b"a", b"b")))
+    proven.keep(around.key("cpu", "check", wanted), "cpu", ON_CPU)
     placing = Placing(LOAD, wanted)
     assert placing.settle() is None
     assert placing.chosen == "openvino"

@@ -34,13 +34,24 @@ def test_evidence_is_found_by_the_next_process(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_a_refusal_is_looked_at_again_after_a_day(tmp_path: Path) -> None:
+ELSEWHERE = Evidence("answering", pieces=(b"x",), placement={"cpu": 100.0})
+UNMEASURED = Evidence("answering", pieces=(b"x",))
+
+
+@pytest.mark.parametrize("refused", [REFUSED, ELSEWHERE, UNMEASURED])
+def test_what_did_not_pass_is_looked_at_again_after_a_day(
+    tmp_path: Path, refused: Evidence
+) -> None:
     path = tmp_path / "p.json"
-    Proven(path, 1000.0).keep("a", "cuda", REFUSED)
-    Proven(path, 1000.0).keep("b", "qnn", PASSED)
+    proven = Proven(path, 1000.0)
+    proven.keep("a", "cuda", refused)
+    proven.keep("b", "qnn", PASSED)
+    proven.confirm(["b", "no such key"])
+    assert Proven(path, 2000.0).find("a") == refused
+    assert Proven(path, 2000.0).find("a", refusals=False) is None
     later = Proven(path, 1000.0 + 86_401)
     assert later.find("a") is None
-    assert later.find("b") == PASSED
+    assert later.find("b") == later.find("b", refusals=False) == PASSED
     # A clock that has been set back says nothing of how old it is.
     assert Proven(path, 10.0).find("a") is None
 
