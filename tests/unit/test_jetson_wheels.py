@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from phid import devices
 from rig import ROOT
 
 SCRIPT = ROOT / "scripts" / "jetson-wheels"
@@ -76,6 +77,22 @@ def test_what_is_no_jetson_is_refused_with_a_sentence(tmp_path: Path) -> None:
     assert refused.stderr.startswith("this is no Jetson (/etc/nv_tegra_release is not there)")
     assert refused.stdout == ""
     assert not (tmp_path / "house").exists()
+
+
+def test_it_knows_the_releases_that_the_doctor_knows() -> None:
+    text = (ROOT / "scripts/jetson-wheels").read_text()
+    cases = re.findall(r"^\s+([\d |]+)\) jetpack=(\d) ;;", text, re.MULTILINE)
+    cuda = dict(re.findall(r"^\s+(\d)\) cuda=(\d+) ;;", text, re.MULTILINE))
+    of_script = {
+        int(release): (jetpack, cuda[jetpack])
+        for releases, jetpack in cases
+        for release in releases.split("|")
+    }
+    assert of_script == {
+        release: (jetpack, version.partition(".")[0])
+        for release, (jetpack, version) in devices._JETPACKS.items()
+        if int(jetpack) >= 6
+    }
 
 
 def test_a_dry_run_prints_every_command_and_does_none(tmp_path: Path) -> None:
