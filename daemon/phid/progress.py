@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 
@@ -13,10 +14,11 @@ class Progress:
 
     def __call__(self, stage: str, fraction: float | None) -> None:
         """Show the stage, and the share done where it is known."""
-        if sys.stderr.isatty():
-            share = "" if fraction is None else f" {fraction:4.0%}"
-            end = "\n" if fraction == 1 else ""
-            print(f"\r\x1b[K{stage}{share}", end=end, file=sys.stderr, flush=True)
-        elif stage != self._stage:
-            print(stage, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a terminal that has gone is no reason to stop
+            if sys.stderr.isatty():
+                share = "" if fraction is None else f" {fraction:4.0%}"
+                end = "\n" if fraction == 1 else ""
+                print(f"\r\x1b[K{stage}{share}", end=end, file=sys.stderr, flush=True)
+            elif stage != self._stage:
+                print(stage, file=sys.stderr, flush=True)
         self._stage = stage

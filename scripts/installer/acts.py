@@ -34,8 +34,13 @@ class Acts:
         with contextlib.suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 
-    def run(self, *argv: str | Path, env: Mapping[str, str] | None = None) -> None:
-        """Run a command to its end. Raises Failed with the end of what it printed."""
+    def run(
+        self, *argv: str | Path, env: Mapping[str, str] | None = None, long: bool = False
+    ) -> None:
+        """Run a command to its end. Raises Failed with the end of what it printed.
+
+        One that takes `long` shows its progress, if there is a terminal to show it on.
+        """
         command = [str(part) for part in argv]
         if self._only_told("run", " ".join(command)):
             return
@@ -47,7 +52,7 @@ class Acts:
                 env=environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stderr=None if long and sys.stderr.isatty() else subprocess.STDOUT,
                 text=True,
                 errors="replace",
                 check=False,
@@ -100,16 +105,6 @@ class Acts:
         else:
             self.remember(path)
             path.unlink()
-
-    def copy(self, folder: Path, target: Path) -> None:
-        """Have a whole copy of a folder there, or none."""
-        if self._only_told("copy", f"{folder} to {target}"):
-            return
-        self.say(f"+ copy {folder} to {target}")
-        part = target.with_name(f".{target.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(folder, part)
-        part.replace(target)
 
     def remember(self, path: Path) -> None:
         """Keep what is there now for `restore`, if it is the first time."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from installer.acts import Acts, Failed, answer
 from installer.layout import Layout
 
 NONE, DEMO = "none", "demo"
+_READ_ALL = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 _LATER = "  later: phid models fit; sudo -u phid phid models pull NAME; systemctl restart phid"
 
 
@@ -52,7 +52,7 @@ def provide(acts: Acts, layout: Layout, phid: Path, wanted: str | None) -> str:
         _as_phid(acts, layout, phid, "models", "prepare", "demo")
         return _if_several(layout, "smollm2-135m-instruct")
     if _is_folder(wanted):
-        return _if_several(layout, _copied(acts, layout, Path(wanted).resolve()))
+        return _if_several(layout, _imported(acts, layout, phid, Path(wanted).resolve()))
     if wanted not in present(layout):
         _as_phid(acts, layout, phid, "models", "pull", wanted)
     return _if_several(layout, wanted)
@@ -89,28 +89,18 @@ def chosen(out: str) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _copied(acts: Acts, layout: Layout, folder: Path) -> str:
-    """A copy, for the service sees nobody's home: its name."""
+def _imported(acts: Acts, layout: Layout, phid: Path, folder: Path) -> str:
+    """A copy in the store, for the service sees nobody's home: its name.
+
+    Made by the daemon's user, who may read any file for this once: nothing is written as root where
+    that user could have put a link.
+    """
     if not (folder / "genai_config.json").is_file():
         raise Failed(f"{folder} is no model: it has no genai_config.json")
-    target = layout.models / folder.name
-    if folder == target.resolve() or _sizes(folder) == _sizes(target):
-        return folder.name
-    needed = sum(_sizes(folder).values())
-    if not acts.dry and shutil.disk_usage(layout.models).free < needed:
-        raise Failed(
-            f"{layout.models} has no room for {needed >> 20} MiB: make some, or --model none"
-        )
-    if target.exists():
-        acts.remove(target)
-    acts.copy(folder, target)
-    acts.run("chown", "-R", "phid:phid", target)
+    if folder != (layout.models / folder.name).resolve():
+        arguments = ("models", "import", "--replace", str(folder))
+        _as_phid(acts, layout, phid, *arguments, rights=_READ_ALL)
     return folder.name
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
 def _if_several(layout: Layout, name: str) -> str:
@@ -118,9 +108,11 @@ def _if_several(layout: Layout, name: str) -> str:
     return name if set(present(layout)) - {name} else ""
 
 
-def _as_phid(acts: Acts, layout: Layout, phid: Path, *arguments: str) -> None:
-    drop = ("setpriv", "--reuid=phid", "--regid=phid", "--init-groups", "--")
-    acts.run(*drop, phid, *arguments, env=_environment(layout))
+def _as_phid(
+    acts: Acts, layout: Layout, phid: Path, *arguments: str, rights: tuple[str, ...] = ()
+) -> None:
+    drop = ("setpriv", "--reuid=phid", "--regid=phid", "--init-groups", *rights, "--")
+    acts.run(*drop, phid, *arguments, env=_environment(layout), long=True)
 
 
 def _environment(layout: Layout) -> dict[str, str]:

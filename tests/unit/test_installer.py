@@ -56,10 +56,9 @@ def test_a_dry_run_tells_every_act_and_does_none(
     acts.write(tmp_path / "written", "x")
     acts.link(tmp_path / "linked", "there")
     acts.remove(there)
-    acts.copy(tmp_path, tmp_path / "copied")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     told = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
-    assert told == ["run", "write", "link", "remove", "copy"]
+    assert told == ["run", "write", "link", "remove"]
 
 
 def test_what_is_so_already_is_not_done_again(acts: Acts, tmp_path: Path) -> None:
@@ -92,6 +91,21 @@ def test_a_command_that_fails_is_told_with_its_last_words(acts: Acts) -> None:
         acts.run("sh", "-c", "echo last word; exit 3")
     with pytest.raises(Failed, match="no-such-command: No such file"):
         acts.run("no-such-command")
+
+
+def test_what_takes_long_is_seen_on_a_terminal_and_told_where_there_is_none() -> None:
+    asks = "test -t 2 && echo seen >&2 || { echo told >&2; exit 3; }"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        f"from installer.acts import Acts; Acts().run('sh', '-c', {asks!r}, long=True)"
+    )
+    looks, written = os.openpty()
+    subprocess.run([sys.executable, "-c", code], stderr=written, check=True)
+    assert b"\nseen" in os.read(looks, 4096)
+    os.close(looks)
+    os.close(written)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ended with status 3:\n    told" in done.stderr
 
 
 # Environments.
