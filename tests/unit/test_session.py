@@ -156,6 +156,15 @@ def test_the_last_words_of_a_process_before_us_are_no_rival() -> None:
     assert not rivals.heard(status("mmmm-2", 9), 90)
 
 
+def test_the_wills_of_a_process_that_has_ended_are_no_rival() -> None:
+    """Each connection it lost left one, and the broker may have kept them all for us."""
+    rivals = Rivals("mmmm")
+    wills = [status(f"aaaa-{n}", n, "offline") for n in range(1, 4)]
+    assert not any(rivals.heard(will, at) for at, will in enumerate(wills))
+    assert not rivals.heard(status("aaaa-4"), 20)  # nor is what it said between them
+    assert not rivals.heard(status("aaaa-4", 9, "offline"), 40)
+
+
 def test_one_with_a_client_id_of_its_own_is_a_rival_once_it_goes_on_speaking() -> None:
     smaller, greater = Rivals("aaaa"), Rivals("zzzz")
     at = (0, 5, 30)
