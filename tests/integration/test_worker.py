@@ -90,6 +90,26 @@ def test_an_engine_that_is_being_recycled_is_given_no_job(
     assert engine.free  # the new one has not leaked
 
 
+def test_one_whose_replacement_cannot_load_is_told_and_tried_again_after_growing_pauses(
+    leaked: tuple[Worker, queue.SimpleQueue[WorkerEvent]],
+) -> None:
+    engine, events = leaked
+    now = time.monotonic()
+    engine.tick(now, quiet=True)
+    engine.tick(now + 2.1, quiet=True)
+    engine.load = Load("scripted", "m", "load_fail")
+    pauses = []
+    for _ in range(4):
+        while not isinstance(ended := events.get(timeout=10 * PATIENCE), EngineEnded):
+            engine.take(ended)
+        assert engine.ended(ended, 100.0)
+        pauses.append((engine.retry_at or 0.0) - 100)
+        engine.start()
+    assert pauses == [0.0, 0.0, 0.5, 1.0]
+    assert engine.recycling is None
+    assert engine.failure is not None
+
+
 def test_pauses_grow_only_while_starts_fail(
     leaked: tuple[Worker, queue.SimpleQueue[WorkerEvent]],
 ) -> None:
