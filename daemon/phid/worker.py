@@ -133,13 +133,17 @@ class Worker:
         self.state, self.retry_at, self.running = "loading", None, None
         self._hung, self._asked_to_end = None, False
         self._growth = Growth()
-        prove = self.placing.settle()
-        if prove is None and (refusal := self.placing.refusal):
-            self._refuse(refusal)
+        try:
+            prove = self.placing.settle()
+            if prove is None and (refusal := self.placing.refusal):
+                self._refuse(refusal)
+                return
+            self._child = self._spawn(channel.PROVER if prove else channel.ENGINE)
+        except (OSError, RuntimeError) as error:  # no process, descriptor, thread or memory left
+            self._child = None
+            self._pause(f"could not be started: {error}", time.monotonic())
             return
         self._proving = prove is not None
-        command = channel.PROVER if prove else channel.ENGINE
-        self._child = self._spawn(command)
         self._child.send(prove or self.placing.place(self.load))
         if not self._proving:  # a prover has clocks of its own for what it tries
             self._patience.loading(time.monotonic())
