@@ -175,9 +175,13 @@ class Worker:
         self.facts = None
 
     def retire(self, now: float) -> None:
-        """End the engine, which must be idle, and start no other; without waiting."""
+        """End the engine, which must be idle, and start no other; without waiting.
+
+        What failed is forgotten: whoever wants it again has it tried again.
+        """
         assert self.running is None
         self.retry_at, self._failures = None, 0
+        self._unloadable, self.failure = False, None
         if self._child is None:
             self.state = "stopped"
             return
@@ -254,7 +258,7 @@ class Worker:
         self._patience.ended()
         self.facts = None
         if self.state == "retiring":
-            self.state, self.failure = "stopped", None
+            self.state = "stopped"
             return False
         if self.state == "pausing" and self.recycling is not None:  # this is the one that leaked
             self.why, self.retry_at = self.recycling, now
