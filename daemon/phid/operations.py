@@ -58,6 +58,7 @@ class Operations:
         self.stop_by: float | None = None
         self.exit_status = 0
         self.due: dict[str, float] = {}
+        self._was_cooling = False
         self._read_settings = read_settings
         self._crew = crew
         self._desk = desk
@@ -71,7 +72,10 @@ class Operations:
             crew=self._crew, paused=self.paused, draining=self.draining
         )
         backlog = self._desk.backlog
-        if self._bulletin.look(paused=self.paused, draining=self.draining, backlog=backlog):
+        cooled = self._was_cooling and not self._desk.cooling
+        self._was_cooling = self._desk.cooling
+        changed = self._bulletin.look(paused=self.paused, draining=self.draining, backlog=backlog)
+        if changed or cooled:  # something else may still degrade the state
             self._desk.dispatch(now)
 
     def tick(self, now: float) -> None:
