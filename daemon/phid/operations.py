@@ -21,7 +21,6 @@ from phid.messages import ReloadEvent
 from phid.requests import ModelCommand, WatchCommand
 from phid.settings import Settings, SettingsError
 
-# Settings that a reload takes over while running; the rest needs a restart.
 _LIVE = (
     *("limits.", "control.", "health.", "log.", "stream.", "watches"),
     *("vision.max", "vision.camera", "vision.image", "vision.parts"),
@@ -150,10 +149,8 @@ class Operations:
             self._tell_of_reload(ok=False, reason=str(error))
             raise Refused(Code.BAD_REQUEST, str(error)) from None
         changed = settings_module.differences(self.settings, fresh)
-        later = [name for name in changed if not name.startswith(_LIVE)]
-        self.settings = settings_module.merge(
-            self.settings, fresh, lambda name: name.startswith(_LIVE)
-        )
+        later = [name for name in changed if not is_live(name)]
+        self.settings = settings_module.merge(self.settings, fresh, is_live)
         self.intake = Intake.of(self.settings)
         self._configure_log(self.settings.log.level)
         self._desk.configure(self.settings)
@@ -202,3 +199,8 @@ class Operations:
 
     def _configure_log(self, level: str) -> None:
         log.configure(level, self.settings.log.format)
+
+
+def is_live(name: str) -> bool:
+    """True if a reload takes this setting over while running; the rest needs a restart."""
+    return name.startswith(_LIVE)
