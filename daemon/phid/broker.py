@@ -247,6 +247,7 @@ class Connection:
                 refused=tuple(f for f, reason in pairs if reason.is_failure),
                 packet_bytes=min(self._packet_bytes, limit),
                 window=max(1, self._window - _BESIDE),
+                beside=self._window > _BESIDE,
             )
         )
 

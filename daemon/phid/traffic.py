@@ -131,7 +131,8 @@ class Connected:
     """The broker has taken the connection and the subscriptions.
 
     `session` names this connection, `resumed` says the broker had kept our session, `refused`
-    are the filters it would not grant, `packet_bytes` and `window` are its limits.
+    are the filters it would not grant, `packet_bytes` and `window` are its limits; `beside`: one
+    more than `window` may be on its way.
     """
 
     link: Link
@@ -141,6 +142,7 @@ class Connected:
     refused: tuple[str, ...]
     packet_bytes: int
     window: int
+    beside: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,10 +197,17 @@ class Wire:
         return len(self.sent)
 
 
-def connected(wire: Wire, protocol: Protocol = Protocol.V5) -> Connected:
+def connected(wire: Wire, protocol: Protocol = Protocol.V5, *, beside: bool = True) -> Connected:
     link = cast("Link", wire)
     return Connected(
-        link, "p-1", protocol, resumed=False, refused=(), packet_bytes=10_000, window=20
+        link,
+        "p-1",
+        protocol,
+        resumed=False,
+        refused=(),
+        packet_bytes=10_000,
+        window=20,
+        beside=beside,
     )
 
 
@@ -253,6 +260,14 @@ def test_a_ping_that_nobody_is_subscribed_to_is_silence_at_once(loopback: Loopba
 def test_in_3_1_1_it_is_not_tried(wire: Wire) -> None:
     loopback = Loopback(Topics("phid/v1", "dut"))
     loopback.connect(connected(wire, Protocol.V311), 0.0)
+    loopback.tick(1000.0)
+    assert not wire.sent
+    assert not loopback.silenced
+
+
+def test_a_broker_that_takes_one_at_a_time_is_not_asked(wire: Wire) -> None:
+    loopback = Loopback(Topics("phid/v1", "dut"))
+    loopback.connect(connected(wire, beside=False), 0.0)
     loopback.tick(1000.0)
     assert not wire.sent
     assert not loopback.silenced
