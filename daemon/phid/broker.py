@@ -19,6 +19,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from phid import credentials, log
 from phid.link import PahoLink, SharedClient
+from phid.sections import MAX_PACKET_BYTES
 from phid.settings import SettingsError
 from phid.traffic import (
     BrokerEvent,
@@ -39,7 +40,6 @@ _LOOK_S = 0.2
 _RECEIVE_MAXIMUM = 20
 # What is published beside the outbox, and counts too for a broker that counts: the loopback's ping.
 _BESIDE = 1
-_MAX_PACKET_BYTES = 268_435_455  # MQTT's own ceiling
 # Reason codes of MQTT 5, section 2.4; paho translates those of 3.1.1 to them.
 _UNSUPPORTED_VERSION = 132
 _NOT_LET_IN = frozenset({133, 134, 135, 138, 140})  # client id, password, rights, ban, method
@@ -72,7 +72,7 @@ class Connection:
         self._acknowledged = False
         self._subscribed = False
         self._resumed = False
-        self._packet_bytes = _MAX_PACKET_BYTES
+        self._packet_bytes = MAX_PACKET_BYTES
         self._window = _RECEIVE_MAXIMUM
         self._socket: socket.socket | None = None
         self._received: deque[tuple[int, Decision | None]] = deque()
@@ -237,7 +237,7 @@ class Connection:
             return
         pairs = zip(self._endpoint.filters, reasons, strict=False)
         self._subscribed = True
-        limit = self._endpoint.mqtt.send_bytes or _MAX_PACKET_BYTES
+        limit = self._endpoint.mqtt.send_bytes or MAX_PACKET_BYTES
         self._post(
             Connected(
                 PahoLink(client, self._session, self._protocol),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import queue
+import re
 import signal
 import socket
 import ssl
@@ -16,6 +18,9 @@ from typing import BinaryIO
 import pytest
 
 from authority import Authority
+from phid.sections import MAX_PACKET_BYTES, Mqtt
+from phid.session import Session
+from phid.traffic import BrokerEvent, Disconnected, Endpoint
 from rig import Daemon, DaemonFactory, Mosquitto, free_port, start_broker, until
 from wire import BASE, PATIENCE, Requester
 
@@ -421,6 +426,23 @@ def test_a_broker_that_accepts_and_never_answers_is_given_up(run_daemon: RunDaem
         threading.Thread(target=lambda: [mute.accept() for _ in range(3)], daemon=True).start()
         until(lambda: "did not answer within" in daemon.log, timeout=30, what="giving up")
         assert daemon.stop() == 0
+
+
+def test_a_fault_of_ours_in_connecting_is_told_and_the_next_attempt_is_made(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One stands for all: a packet size that settings do not let through."""
+    mqtt = Mqtt(reconnect_max_s=0.1).model_copy(update={"packet_bytes": MAX_PACKET_BYTES + 1})
+    events: queue.SimpleQueue[BrokerEvent] = queue.SimpleQueue()
+    session = Session(Endpoint(mqtt, "us", ("in",)), events.put, lambda _: None)
+    session.start()
+    for _ in range(3):
+        event = events.get(timeout=5 * PATIENCE)
+        assert isinstance(event, Disconnected)
+        assert re.search(r"a fault of ours .*: MQTTException at properties\.py:\d+", event.reason)
+    session.stop()
+    told = capsys.readouterr()
+    assert "connection_failed" in told.out + told.err
 
 
 def test_a_subscription_that_is_refused_is_told(run_daemon: RunDaemon) -> None:
