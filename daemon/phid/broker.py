@@ -99,9 +99,11 @@ class Connection:
             return Ended(End.UNREACHABLE, f"no {what} at {where}: {error}")
         except (OSError, ValueError) as error:
             return Ended(End.UNREACHABLE, f"no broker at {where}: {error}")
-        late = time.monotonic() + _CONNECT_TIMEOUT_S
+        began = time.monotonic()
         while self._ended is None and not stopping.is_set():
-            if not self._subscribed and time.monotonic() > late:
+            # What waited for us comes before the word on our subscription, and may take its time.
+            silent_since = client.heard_at if self._acknowledged else began
+            if not self._subscribed and time.monotonic() - silent_since > _CONNECT_TIMEOUT_S:
                 why = f"the broker at {where} did not answer within {_CONNECT_TIMEOUT_S:.0f} s"
                 self._end(End.UNREACHABLE, why)
             self._look(client)
@@ -128,7 +130,7 @@ class Connection:
     def _version(self) -> str:
         return "5" if self._protocol is Protocol.V5 else "3.1.1"
 
-    def _make_client(self) -> paho.Client:
+    def _make_client(self) -> SharedClient:
         endpoint, mqtt = self._endpoint, self._endpoint.mqtt
         clean = None if self._protocol is Protocol.V5 else not endpoint.keep_session
         client = SharedClient(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,17 +21,20 @@ class SharedClient(paho.Client):
 
     To wake the thread that reads takes longer than to write while an engine fills the processors.
     paho's `publish` writes by itself where the loop is not paho's own, but minds no other thread
-    that does.
+    that does. `heard_at` is when something last came from the broker, be it a part of a message.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._at_the_socket = threading.RLock()
+        self.heard_at = 0.0
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
-        """Read and call back, as paho does."""
+        """Read and call back, as paho does, which asks for it when something has come."""
         with self._at_the_socket:
-            return super().loop_read(max_packets)
+            failed = super().loop_read(max_packets)
+            self.heard_at = time.monotonic()
+            return failed
 
     def loop_write(self) -> MQTTErrorCode:
         """Write what waits, or leave it to the loop's next round, which paho has woken."""

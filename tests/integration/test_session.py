@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
 from authority import Authority
+from few_words import FewWords, connack, suback
 from phid.sections import MAX_PACKET_BYTES, Mqtt
 from phid.session import Session
 from phid.traffic import BrokerEvent, Disconnected, Endpoint
@@ -359,39 +359,23 @@ def test_no_more_is_sent_at_once_than_a_broker_takes_which_acknowledges_nothing(
     run_daemon: RunDaemon, most: int
 ) -> None:
     published: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as strict:
 
-        def serve() -> None:
-            connection, _ = strict.accept()
-            with connection, connection.makefile("rb") as incoming:
-                for header, body in packets(incoming):
-                    match header >> 4:
-                        case 1:
-                            connection.sendall(bytes([0x20, 6, 0, 0, 3, 0x21, 0, most]))
-                        case 8:
-                            connection.sendall(bytes([0x90, 6, *body[:2], 0, 1, 1, 1]))
-                        case 3 if header & 6:
-                            published.append(body)
+    def serve(connection: socket.socket, packets: Iterator[tuple[int, bytes]]) -> None:
+        for header, body in packets:
+            match header >> 4:
+                case 1:
+                    connection.sendall(connack(0x21, 0, most))
+                case 8:
+                    connection.sendall(suback(body, filters=3))
+                case 3 if header & 6:
+                    published.append(body)
 
-        threading.Thread(target=serve, daemon=True).start()
-        daemon = run_daemon(strict.getsockname()[1])
+    with FewWords(serve) as strict:
+        daemon = run_daemon(strict.port)
         until(lambda: "broker_connected" in daemon.log, what="the connection")
         until(lambda: len(published) >= most, what="what it takes")
         time.sleep(1)  # whatever is too much would have come
     assert len(published) == most
-
-
-def packets(incoming: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """What a client sends: the first byte of each packet, and what follows its length."""
-    while head := incoming.read(1):
-        length = shift = 0
-        while True:
-            (byte,) = incoming.read(1)
-            length |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                break
-        yield head[0], incoming.read(length)
 
 
 def test_an_answer_over_the_brokers_packet_limit_is_an_error_not_a_broken_connection(
