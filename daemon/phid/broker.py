@@ -18,7 +18,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from phid import credentials, log
-from phid.link import PahoLink, SharedClient
+from phid.link import PahoLink, Received, SharedClient
 from phid.sections import MAX_PACKET_BYTES
 from phid.settings import SettingsError
 from phid.traffic import (
@@ -293,7 +293,8 @@ class Connection:
         self._acknowledge_now()
         decision = None
         try:
-            decision = self._receive(_inbound(message))
+            assert isinstance(message, Received)
+            decision = self._receive(message.inbound)
         except Exception:  # noqa: BLE001 - see above
             _log.exception("callback_failed", callback="on_message")
         if message.qos:
@@ -312,19 +313,3 @@ class Connection:
                 return
             self._received.popleft()
             client.ack(mid, 1)
-
-
-def _inbound(message: paho.MQTTMessage) -> Inbound:
-    properties = message.properties
-    return Inbound(
-        topic=message.topic,
-        payload=bytes(message.payload),
-        qos=message.qos,
-        retain=message.retain,
-        dup=message.dup,
-        response_topic=getattr(properties, "ResponseTopic", None),
-        correlation=getattr(properties, "CorrelationData", None),
-        expiry_s=getattr(properties, "MessageExpiryInterval", None),
-        content_type=getattr(properties, "ContentType", None),
-        user=tuple(getattr(properties, "UserProperty", ())),
-    )

@@ -144,6 +144,8 @@ class Intake:
 
     def _arrival(self, inbound: Inbound, address: Address | None) -> Arrival:
         """Raises Refused."""
+        if inbound.fault is not None:
+            raise Refused(Code.BAD_REQUEST, inbound.fault)
         if address is None:
             raise Refused(Code.NOT_FOUND, "no such topic: text, frame, part, cancel, ctl are here")
         if address.kind in ("text", "frame"):

@@ -1,4 +1,4 @@
-"""What goes out to the MQTT broker, on whichever thread has something to say."""
+"""paho as we use it: it writes on whichever thread has something to say, and reads by `packets`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from phid.traffic import Protocol
+from phid import packets
+from phid.traffic import Inbound, Protocol
+
+
+class Received(paho.MQTTMessage):
+    """A message as our callbacks get it: `inbound` is all that was read of it."""
+
+    def __init__(self, mid: int, inbound: Inbound) -> None:
+        super().__init__(mid, inbound.topic.encode())
+        self.qos = inbound.qos
+        self.inbound = inbound
 
 
 class SharedClient(paho.Client):
@@ -54,6 +64,20 @@ class SharedClient(paho.Client):
         """Keep the connection alive, or close it, while nobody writes."""
         with self._at_the_socket:
             return super().loop_misc()
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        """Call back with a message, at QoS 0 or 1.
+
+        paho would copy the rest of the packet, payload included, twice for each property, and with
+        the GIL held: a few thousand of them stop every thread for a second.
+        """
+        head, packet = self._in_packet["command"], self._in_packet["packet"]
+        if head & 4:  # QoS 2, which we have not subscribed at
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        mqtt_5 = self._protocol == MQTTProtocolVersion.MQTTv5
+        mid, inbound = packets.read_publish(head, packet, mqtt_5=mqtt_5)
+        self._handle_on_message(Received(mid, inbound))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
 class PahoLink:

@@ -67,7 +67,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """A message from the broker, with the MQTT 5 properties that mean something to us."""
+    """A message from the broker, with the MQTT 5 properties that mean something to us.
+
+    `fault`: why these cannot be read, or not all of them.
+    """
 
     topic: str
     payload: bytes
@@ -79,6 +82,7 @@ class Inbound:
     expiry_s: int | None = None
     content_type: str | None = None
     user: tuple[tuple[str, str], ...] = ()
+    fault: str | None = None
 
 
 class Decision(threading.Event):

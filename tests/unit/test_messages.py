@@ -149,6 +149,13 @@ def test_every_plain_field_can_be_a_property() -> None:
         requests.decode_properties((("prompt", "x"), ("v", "2")))
 
 
+def test_a_thousand_wrong_properties_are_refused_in_no_time() -> None:
+    began = time.thread_time()
+    with pytest.raises(Refused, match="more than 100 mistakes"):
+        requests.decode_properties(tuple((f"k{n}", "x") for n in range(1000)))
+    assert time.thread_time() - began < 0.1 * SLOWNESS
+
+
 def test_a_field_of_a_later_version_is_unsupported_unless_null() -> None:
     failure = decode(full(session="s"))
     assert isinstance(failure, Failure)
