@@ -18,7 +18,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from phid import credentials, log
-from phid.link import PahoLink, SharedClient
+from phid.link import PahoLink, Received, SharedClient
+from phid.sections import MAX_PACKET_BYTES
 from phid.settings import SettingsError
 from phid.traffic import (
     BrokerEvent,
@@ -39,7 +40,6 @@ _LOOK_S = 0.2
 _RECEIVE_MAXIMUM = 20
 # What is published beside the outbox, and counts too for a broker that counts: the loopback's ping.
 _BESIDE = 1
-_MAX_PACKET_BYTES = 268_435_455  # MQTT's own ceiling
 # Reason codes of MQTT 5, section 2.4; paho translates those of 3.1.1 to them.
 _UNSUPPORTED_VERSION = 132
 _NOT_LET_IN = frozenset({133, 134, 135, 138, 140})  # client id, password, rights, ban, method
@@ -72,7 +72,7 @@ class Connection:
         self._acknowledged = False
         self._subscribed = False
         self._resumed = False
-        self._packet_bytes = _MAX_PACKET_BYTES
+        self._packet_bytes = MAX_PACKET_BYTES
         self._window = _RECEIVE_MAXIMUM
         self._socket: socket.socket | None = None
         self._received: deque[tuple[int, Decision | None]] = deque()
@@ -99,9 +99,11 @@ class Connection:
             return Ended(End.UNREACHABLE, f"no {what} at {where}: {error}")
         except (OSError, ValueError) as error:
             return Ended(End.UNREACHABLE, f"no broker at {where}: {error}")
-        late = time.monotonic() + _CONNECT_TIMEOUT_S
+        began = time.monotonic()
         while self._ended is None and not stopping.is_set():
-            if not self._subscribed and time.monotonic() > late:
+            # What waited for us comes before the word on our subscription, and may take its time.
+            silent_since = client.heard_at if self._acknowledged else began
+            if not self._subscribed and time.monotonic() - silent_since > _CONNECT_TIMEOUT_S:
                 why = f"the broker at {where} did not answer within {_CONNECT_TIMEOUT_S:.0f} s"
                 self._end(End.UNREACHABLE, why)
             self._look(client)
@@ -128,7 +130,7 @@ class Connection:
     def _version(self) -> str:
         return "5" if self._protocol is Protocol.V5 else "3.1.1"
 
-    def _make_client(self) -> paho.Client:
+    def _make_client(self) -> SharedClient:
         endpoint, mqtt = self._endpoint, self._endpoint.mqtt
         clean = None if self._protocol is Protocol.V5 else not endpoint.keep_session
         client = SharedClient(
@@ -237,7 +239,7 @@ class Connection:
             return
         pairs = zip(self._endpoint.filters, reasons, strict=False)
         self._subscribed = True
-        limit = self._endpoint.mqtt.send_bytes or _MAX_PACKET_BYTES
+        limit = self._endpoint.mqtt.send_bytes or MAX_PACKET_BYTES
         self._post(
             Connected(
                 PahoLink(client, self._session, self._protocol),
@@ -247,6 +249,7 @@ class Connection:
                 refused=tuple(f for f, reason in pairs if reason.is_failure),
                 packet_bytes=min(self._packet_bytes, limit),
                 window=max(1, self._window - _BESIDE),
+                beside=self._window > _BESIDE,
             )
         )
 
@@ -290,7 +293,8 @@ class Connection:
         self._acknowledge_now()
         decision = None
         try:
-            decision = self._receive(_inbound(message))
+            assert isinstance(message, Received)
+            decision = self._receive(message.inbound)
         except Exception:  # noqa: BLE001 - see above
             _log.exception("callback_failed", callback="on_message")
         if message.qos:
@@ -309,19 +313,3 @@ class Connection:
                 return
             self._received.popleft()
             client.ack(mid, 1)
-
-
-def _inbound(message: paho.MQTTMessage) -> Inbound:
-    properties = message.properties
-    return Inbound(
-        topic=message.topic,
-        payload=bytes(message.payload),
-        qos=message.qos,
-        retain=message.retain,
-        dup=message.dup,
-        response_topic=getattr(properties, "ResponseTopic", None),
-        correlation=getattr(properties, "CorrelationData", None),
-        expiry_s=getattr(properties, "MessageExpiryInterval", None),
-        content_type=getattr(properties, "ContentType", None),
-        user=tuple(getattr(properties, "UserProperty", ())),
-    )

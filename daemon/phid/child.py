@@ -21,6 +21,7 @@ _log = log.get("child")
 class Child:
     """The process of `command`, from its start to its end. Owner thread only; never waits.
 
+    Raises OSError or RuntimeError where the machine has no room for it, and leaves nothing behind.
     `said` gets each value that it sends, and `ended` at last its exit status and the end of what it
     printed; both are called on threads of the child's own.
     """
@@ -48,8 +49,15 @@ class Child:
             )
         ]
         # The reader last: an engine that ends at once has it wait for the others.
-        for thread in (*self._threads[::2], self._threads[1]):
-            thread.start()
+        try:
+            for thread in (*self._threads[::2], self._threads[1]):
+                thread.start()
+        except RuntimeError:  # there is no room for another
+            self._process.kill()
+            self._process.wait()
+            self._unsent.put(None)
+            channel.close(self._process, self._connection)
+            raise
 
     @property
     def pid(self) -> int:

@@ -33,14 +33,13 @@ def decode(model: type[M], payload: bytes, limit_bytes: int) -> M:
     try:
         return model.model_validate_json(payload, strict=True)
     except ValidationError as error:
-        if error.error_count() > _MAX_MISTAKES:
-            says = f"more than {_MAX_MISTAKES} mistakes"
-            raise Refused(Code.BAD_REQUEST, says) from None
         raise refusal(model, error) from None
 
 
 def refusal(model: type[BaseModel], error: ValidationError) -> Refused:
     """What the sender of such a message is told."""
+    if error.error_count() > _MAX_MISTAKES:
+        return Refused(Code.BAD_REQUEST, f"more than {_MAX_MISTAKES} mistakes")
     # The first mistake is enough, and an unknown field explains the ones after it.
     mistakes = error.errors(include_url=False, include_input=False)
     mistakes.sort(key=lambda e: e["type"] != "extra_forbidden")

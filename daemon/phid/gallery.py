@@ -39,19 +39,17 @@ class Gallery:
         rules = self.rules
         if not any(matches(one, topic) for one in rules.filters):
             return
-        self._frames.pop(topic, None)
         if len(payload) > rules.room_bytes:
+            self._frames.pop(topic, None)
             return
-        # In the order in which they came: the first is the one unheard for the longest time.
-        while len(self._frames) >= MAX_CAMERAS or (
-            self._frames and self._held_bytes + len(payload) > rules.room_bytes
-        ):
-            del self._frames[next(iter(self._frames))]
+        others = {name: frame for name, frame in self._frames.items() if name != topic}
+        held_bytes = sum(len(frame.payload) for frame in others.values())
+        while len(others) >= MAX_CAMERAS or held_bytes + len(payload) > rules.room_bytes:
+            unheard = min(others, key=lambda name: others[name].at)
+            held_bytes -= len(others.pop(unheard).payload)
+            del self._frames[unheard]
+        # In its place, never out of it first: the owner may look at any moment.
         self._frames[topic] = Frame(payload, at, ts, number=0)
-
-    @property
-    def _held_bytes(self) -> int:
-        return sum(len(frame.payload) for frame in self._frames.values())
 
     # The owner's thread.
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
 import uuid
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
 from phid import attachments, log, requests, topics
@@ -130,9 +128,7 @@ class Intake:
         except Refused as refused:
             failure = refused.failure
         except Exception as error:  # noqa: BLE001 - whatever we did not foresee in it, its sender is told
-            *_, last = traceback.extract_tb(error.__traceback__)
-            # Not its words, which may be the message's.
-            fault = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+            fault = log.fault(error)
             _log.error("intake_failed", fault=fault)
             failure = Failure(Code.INTERNAL, f"a fault of ours in reading it: {fault}")
         client = address.client if address else topics.ANON
@@ -148,6 +144,8 @@ class Intake:
 
     def _arrival(self, inbound: Inbound, address: Address | None) -> Arrival:
         """Raises Refused."""
+        if inbound.fault is not None:
+            raise Refused(Code.BAD_REQUEST, inbound.fault)
         if address is None:
             raise Refused(Code.NOT_FOUND, "no such topic: text, frame, part, cancel, ctl are here")
         if address.kind in ("text", "frame"):

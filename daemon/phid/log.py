@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Literal, TextIO
 
 import structlog
@@ -85,3 +87,9 @@ def get(name: str) -> structlog.typing.FilteringBoundLogger:
     """A logger whose lines carry the part's name."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(part=name)
     return logger
+
+
+def fault(error: Exception) -> str:
+    """What an exception is and where it was raised; not its words, which may be a message's."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"

@@ -17,7 +17,8 @@ class Loopback:
     """Tells silence from peace: some brokers grant a subscription that their ACL then mutes.
 
     It says nothing where we may not publish to our own in/, which is an ACL's good right: the
-    broker's PUBACK tells so in MQTT 5. In 3.1.1 it does not, and the proof is not tried.
+    broker's PUBACK tells so in MQTT 5. In 3.1.1 it does not, and the proof is not tried; nor is it
+    by a broker that takes one publication at a time, which is the outbox's.
     """
 
     def __init__(self, topics: Topics) -> None:
@@ -31,7 +32,7 @@ class Loopback:
     def connect(self, connected: Connected, now: float) -> None:
         """Send the ping on this connection."""
         self.disconnect()
-        if connected.protocol is Protocol.V5:
+        if connected.protocol is Protocol.V5 and connected.beside:
             self._link = connected
             self._ping(now)
 

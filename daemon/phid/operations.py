@@ -21,7 +21,6 @@ from phid.messages import ReloadEvent
 from phid.requests import ModelCommand, WatchCommand
 from phid.settings import Settings, SettingsError
 
-# Settings that a reload takes over while running; the rest needs a restart.
 _LIVE = (
     *("limits.", "control.", "health.", "log.", "stream.", "watches"),
     *("vision.max", "vision.camera", "vision.image", "vision.parts"),
@@ -58,6 +57,7 @@ class Operations:
         self.stop_by: float | None = None
         self.exit_status = 0
         self.due: dict[str, float] = {}
+        self._was_cooling = False
         self._read_settings = read_settings
         self._crew = crew
         self._desk = desk
@@ -71,7 +71,10 @@ class Operations:
             crew=self._crew, paused=self.paused, draining=self.draining
         )
         backlog = self._desk.backlog
-        if self._bulletin.look(paused=self.paused, draining=self.draining, backlog=backlog):
+        cooled = self._was_cooling and not self._desk.cooling
+        self._was_cooling = self._desk.cooling
+        changed = self._bulletin.look(paused=self.paused, draining=self.draining, backlog=backlog)
+        if changed or cooled:  # something else may still degrade the state
             self._desk.dispatch(now)
 
     def tick(self, now: float) -> None:
@@ -146,10 +149,8 @@ class Operations:
             self._tell_of_reload(ok=False, reason=str(error))
             raise Refused(Code.BAD_REQUEST, str(error)) from None
         changed = settings_module.differences(self.settings, fresh)
-        later = [name for name in changed if not name.startswith(_LIVE)]
-        self.settings = settings_module.merge(
-            self.settings, fresh, lambda name: name.startswith(_LIVE)
-        )
+        later = [name for name in changed if not is_live(name)]
+        self.settings = settings_module.merge(self.settings, fresh, is_live)
         self.intake = Intake.of(self.settings)
         self._configure_log(self.settings.log.level)
         self._desk.configure(self.settings)
@@ -198,3 +199,8 @@ class Operations:
 
     def _configure_log(self, level: str) -> None:
         log.configure(level, self.settings.log.format)
+
+
+def is_live(name: str) -> bool:
+    """True if a reload takes this setting over while running; the rest needs a restart."""
+    return name.startswith(_LIVE)

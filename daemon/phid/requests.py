@@ -308,7 +308,7 @@ def decode_properties(user: tuple[tuple[str, str], ...]) -> Request:
     for name, value in user:
         if name == "stop":
             content.setdefault(name, []).append(value)
-        elif name == "detail" and value.isdecimal():
+        elif name in ("v", "detail") and value.isdecimal():
             content[name] = int(value[:4])
         elif name in ("images", "messages", "tags", "format"):
             raise Refused(Code.BAD_REQUEST, f"{name}: not as a property", field=name)

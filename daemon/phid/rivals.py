@@ -15,7 +15,7 @@ _ALIVE_AFTER_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """The first that was heard of a process: its session, when it said so, and when we heard it."""
+    """The first that a process itself said: its session, when that was, and when we heard it."""
 
     session: str
     ts: int
@@ -29,8 +29,9 @@ class Rivals:
     of one device id with different client ids both stay, and answer every request twice. A session
     is named `<process>-<connection>`. The last word of a process before us may come late, so one
     foreign word proves nothing; a second session of the same process does, or a later word of it
-    when all it had left behind must have come. Of two rivals the one with the greater name gives
-    way, so that one is left.
+    when all it had left behind must have come. `offline` is no word of the living: a broker says
+    it, for each connection that one who is long dead had lost. Of two rivals the one with the
+    greater name gives way, so that one is left.
     """
 
     def __init__(self, process: str) -> None:
@@ -44,14 +45,10 @@ class Rivals:
         except ValidationError:
             return False
         process = status.session.rpartition("-")[0]
-        if not process or process == self._process:
+        if not process or process == self._process or status.state == "offline":
             return False
         if len(self._first) >= _MAX_PROCESSES:
             self._first.clear()
         first = self._first.setdefault(process, _Word(status.session, status.ts, now))
-        lives = (
-            status.state != "offline"
-            and status.ts > first.ts
-            and now - first.heard_at >= _ALIVE_AFTER_S
-        )
+        lives = status.ts > first.ts and now - first.heard_at >= _ALIVE_AFTER_S
         return (lives or status.session != first.session) and self._process > process

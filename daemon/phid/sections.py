@@ -7,7 +7,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Three heartbeats of it are still an expiry of MQTT 5, and the system can wait for it.
+_MAX_S = 1e9
+Seconds = Annotated[float, Field(gt=0, le=_MAX_S, allow_inf_nan=False)]
+SecondsFrom0 = Annotated[float, Field(ge=0, le=_MAX_S, allow_inf_nan=False)]
+MAX_PACKET_BYTES = 268_435_455
+"""MQTT's own ceiling."""
 Verb = Literal[
     "ping", "pause", "resume", "drain", "discover", "log", "reload", "restart", "watch", "model"
 ]
@@ -57,10 +62,16 @@ class Mqtt(Section):
         30, ge=5, le=3600, description="A dead link is noticed within 1.5 times this."
     )
     session_expiry_s: int = Field(
-        86400, ge=0, description="How long the broker keeps requests for us while we are away."
+        86400,
+        ge=0,
+        le=0xFFFFFFFF,
+        description="How long the broker keeps requests for us while we are away.",
     )
     packet_bytes: int = Field(
-        16_777_216, ge=4096, description="Largest packet we take; told to the broker at connect."
+        16_777_216,
+        ge=4096,
+        le=MAX_PACKET_BYTES,
+        description="Largest packet we take; told to the broker at connect.",
     )
     send_bytes: int = Field(
         0, ge=0, description="Largest packet the broker takes, where it does not say; 0: any."
@@ -93,8 +104,8 @@ class Engine(Section):
     pinned: tuple[str, ...] = Field(
         (), description="Models that stay loaded; others make room for each other."
     )
-    keep_alive_s: float = Field(
-        300, ge=0, description="How long a model that is no default stays after its last answer."
+    keep_alive_s: SecondsFrom0 = Field(
+        300, description="How long a model that is no default stays after its last answer."
     )
     budget_mb: int = Field(
         0, ge=0, description="Most memory of all loaded models, MiB; 0: what the machine has."
@@ -165,8 +176,8 @@ class Limits(Section):
         600, description="How long an outcome is kept for a retry with the same id."
     )
     dedupe_entries: int = Field(1024, ge=1, description="How many outcomes are kept at most.")
-    drain_s: float = Field(
-        30, ge=0, description="How long a stop waits for what was accepted to be answered."
+    drain_s: SecondsFrom0 = Field(
+        30, description="How long a stop waits for what was accepted to be answered."
     )
 
 
@@ -231,8 +242,8 @@ class Health(Section):
     pause_above_c: float = Field(
         0, ge=0, le=150, description="Nothing is begun while it is hotter, Celsius; 0: go on."
     )
-    discover_spread_s: float = Field(
-        2.0, ge=0, description="Longest random delay before a broadcast discover is answered."
+    discover_spread_s: SecondsFrom0 = Field(
+        2.0, description="Longest random delay before a broadcast discover is answered."
     )
 
 

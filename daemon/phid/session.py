@@ -18,6 +18,7 @@ from phid.traffic import (
     Decision,
     Disconnected,
     End,
+    Ended,
     Endpoint,
     Inbound,
     Protocol,
@@ -79,7 +80,7 @@ class Session:
             connection = Connection(
                 self._endpoint, protocol, f"{self.process}-{count}", self._take, self._receive
             )
-            ended = connection.run(self._stopping)
+            ended = self._hold(connection)
             if self._stopping.is_set():
                 return
             if ended.end is End.TAKEN_OVER:
@@ -91,6 +92,15 @@ class Session:
             pause = self._pause_s(failures, ended.end)
             self._post(Disconnected(ended.reason, pause, refused=ended.end is End.NOT_LET_IN))
             self._stopping.wait(pause)
+
+    def _hold(self, connection: Connection) -> Ended:
+        """How it ended; by a fault of ours, too: the next may be spared it."""
+        try:
+            return connection.run(self._stopping)
+        except Exception as error:  # noqa: BLE001 - whichever it is
+            fault = log.fault(error)
+            _log.error("connection_failed", fault=fault)
+            return Ended(End.UNREACHABLE, f"a fault of ours in the connection: {fault}")
 
     def _take(self, event: BrokerEvent) -> None:
         if isinstance(event, Connected):

@@ -39,18 +39,35 @@ def read(path: Path, schema: int) -> dict[str, Any]:
 
 
 def write(path: Path, schema: int, content: dict[str, Any]) -> None:
-    """Replace what it says. Raises OSError."""
+    """Replace what it says; a power cut leaves the old or the new. Waits for the disk.
+
+    Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Provers of two models may write at once.
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     page = json.dumps({"schema": schema} | content, ensure_ascii=False, indent=1)
     try:
-        fresh.write_text(page, encoding="utf-8")
+        fresh.unlink(missing_ok=True)
+        # Never through a link: root may write here, in a folder that is another's.
+        with fresh.open("x", encoding="utf-8") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
         fresh.replace(path)
+        _flush_names(path.parent)
     except OSError:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
+
+
+def _flush_names(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _set_aside(path: Path, reason: str) -> dict[str, Any]:

@@ -67,7 +67,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """A message from the broker, with the MQTT 5 properties that mean something to us."""
+    """A message from the broker, with the MQTT 5 properties that mean something to us.
+
+    `fault`: why these cannot be read, or not all of them.
+    """
 
     topic: str
     payload: bytes
@@ -79,6 +82,7 @@ class Inbound:
     expiry_s: int | None = None
     content_type: str | None = None
     user: tuple[tuple[str, str], ...] = ()
+    fault: str | None = None
 
 
 class Decision(threading.Event):
@@ -131,7 +135,8 @@ class Connected:
     """The broker has taken the connection and the subscriptions.
 
     `session` names this connection, `resumed` says the broker had kept our session, `refused`
-    are the filters it would not grant, `packet_bytes` and `window` are its limits.
+    are the filters it would not grant, `packet_bytes` and `window` are its limits; `beside`: one
+    more than `window` may be on its way.
     """
 
     link: Link
@@ -141,6 +146,7 @@ class Connected:
     refused: tuple[str, ...]
     packet_bytes: int
     window: int
+    beside: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,9 @@ class Worker:
 
     Where the choice of its provider needs a proof, a prover comes first, in the engine's place.
     `why` says how the last one ended, `used_at` when one last had something to do; `recycling` why
-    it was ended for another, until that is ready; `loaded_bytes` is what it took when it had
-    loaded. `hang_s` is for `Patience`, `wanted` for `placing`. One that has leaked `recycle_bytes`
-    is ended when nobody asks anything; 0: never.
+    it was ended for another, until that is ready or fails; `loaded_bytes` is what it took when it
+    had loaded. `hang_s` is for `Patience`, `wanted` for `placing`. One that has leaked
+    `recycle_bytes` is ended when nobody asks anything; 0: never.
     """
 
     def __init__(
@@ -133,13 +133,17 @@ class Worker:
         self.state, self.retry_at, self.running = "loading", None, None
         self._hung, self._asked_to_end = None, False
         self._growth = Growth()
-        prove = self.placing.settle()
-        if prove is None and (refusal := self.placing.refusal):
-            self._refuse(refusal)
+        try:
+            prove = self.placing.settle()
+            if prove is None and (refusal := self.placing.refusal):
+                self._refuse(refusal)
+                return
+            self._child = self._spawn(channel.PROVER if prove else channel.ENGINE)
+        except (OSError, RuntimeError) as error:  # no process, descriptor, thread or memory left
+            self._child = None
+            self._pause(f"could not be started: {error}", time.monotonic())
             return
         self._proving = prove is not None
-        command = channel.PROVER if prove else channel.ENGINE
-        self._child = self._spawn(command)
         self._child.send(prove or self.placing.place(self.load))
         if not self._proving:  # a prover has clocks of its own for what it tries
             self._patience.loading(time.monotonic())
@@ -171,9 +175,13 @@ class Worker:
         self.facts = None
 
     def retire(self, now: float) -> None:
-        """End the engine, which must be idle, and start no other; without waiting."""
+        """End the engine, which must be idle, and start no other; without waiting.
+
+        What failed is forgotten: whoever wants it again has it tried again.
+        """
         assert self.running is None
         self.retry_at, self._failures = None, 0
+        self._unloadable, self.failure = False, None
         if self._child is None:
             self.state = "stopped"
             return
@@ -250,26 +258,30 @@ class Worker:
         self._patience.ended()
         self.facts = None
         if self.state == "retiring":
-            self.state, self.failure = "stopped", None
+            self.state = "stopped"
             return False
-        self.state, self.running = "pausing", None
-        self.why = why = self._hung or self.recycling or describe_exit(ended.returncode)
-        if self.recycling is not None:
-            self.retry_at = now
+        if self.state == "pausing" and self.recycling is not None:  # this is the one that leaked
+            self.why, self.retry_at = self.recycling, now
             return True
+        self.recycling = None
+        why = self._hung or describe_exit(ended.returncode)
         if self._proving:
             self.placing.unproved(why)
         elif not self._asked_to_end:
             self.placing.crashed(now, why)
+        self._pause(why, now, ended.tail)
+        return True
+
+    def _pause(self, why: str, now: float, tail: Sequence[str] = ()) -> None:
+        """There is no engine: start another, at once if the last has worked, else after a while."""
+        self.state, self.running, self.why = "pausing", None, why
         if not self._unloadable:
             self.failure = Failure(Code.ENGINE_LOST, f"the engine {why}")
-        # One that has worked is replaced at once; only what fails again has to wait.
         pause = min(self._restart_max_s, _FIRST_PAUSE_S * 2 ** (min(self._failures, 16) - 1))
         pause = pause if self._failures else 0.0
         self._failures += 1
         self.retry_at = now + pause
-        _log.error("engine_ended", why=why, retry_s=pause, output=list(ended.tail[-5:]))
-        return True
+        _log.error("engine_ended", why=why, retry_s=pause, output=list(tail[-5:]))
 
     def _spawn(self, command: Sequence[str]) -> Child:
         generation, post = self._generation, self._post

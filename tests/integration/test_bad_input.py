@@ -182,6 +182,27 @@ def events(asker: Requester) -> list[dict[str, Any]]:
     return [h.json for h in asker.heard if h.topic == EVENTS and h.type == "job"]
 
 
+@pytest.mark.parametrize(
+    "user",
+    [(("", ""),) * 20_000, (("a", "x" * 65_535),) * 17],
+    ids=["20000 of them", "a megabyte"],
+)
+def test_more_user_properties_than_anybody_needs_are_refused_and_acknowledged(
+    asker: Requester, daemon: Daemon, user: tuple[tuple[str, str], ...]
+) -> None:
+    heard = refused(asker, {"id": "many", "prompt": "x"}, user=user)
+    assert (heard.json["id"], heard.json["code"]) == ("many", "bad_request")
+    assert "properties: more than 1" in heard.json["message"]
+    assert "broker_away" not in daemon.log
+
+
+def test_a_byte_order_mark_in_a_property_breaks_no_connection(
+    asker: Requester, daemon: Daemon
+) -> None:
+    assert refused(asker, "{", user=(("note", "\ufeffx"),)).json["code"] == "bad_request"
+    assert "broker_away" not in daemon.log
+
+
 def test_an_error_names_the_nearest_field(asker: Requester) -> None:
     assert "max_tokens" in refused(asker, text(max_token=3)).json["message"]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -105,3 +107,34 @@ def test_a_line_that_is_closed_under_a_message_is_nothing_to_the_owner(
 
     monkeypatch.setattr(channel.Connection, "_send", send_and_end)
     listener.child.send(job("x", channel.AT_ONCE_BYTES - 1000))
+
+
+@pytest.mark.parametrize("refused", ["engine-in", "engine-err", "engine-out"])
+def test_one_whose_threads_cannot_be_started_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    spawned: list[subprocess.Popen[bytes]] = []
+    spawn, start = channel.spawn, threading.Thread.start
+
+    def spawn_and_tell(
+        command: Sequence[str],
+    ) -> tuple[subprocess.Popen[bytes], channel.Connection]:
+        process, line = spawn(command)
+        spawned.append(process)
+        return process, line
+
+    def start_or_refuse(thread: threading.Thread) -> None:
+        if thread.name == refused:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(channel, "spawn", spawn_and_tell)
+    monkeypatch.setattr(threading.Thread, "start", start_or_refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        Listener()
+    (process,) = spawned
+    assert process.returncode == -signal.SIGKILL
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10 * PATIENCE)
+        assert not thread.is_alive()

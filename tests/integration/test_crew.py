@@ -231,10 +231,23 @@ def test_a_switch_to_one_that_cannot_be_loaded_leaves_the_old_one(
         y.crew.switch("broken", time.monotonic())
         y.until(lambda y=y: ("broken", "failed") in y.told)
         assert y.crew.name_for(None, pictures=False) == "a"
-        y.want("a")
         with pytest.raises(Refused) as refused:
             y.crew.check("broken", pictures=False)
         assert refused.value.failure.code is Code.LOADING
+        y.want("a")
+
+
+def test_one_that_was_unloaded_while_it_failed_is_loaded_when_it_is_asked_for_again(
+    yard: Callable[..., Yard],
+) -> None:
+    y = yard(model("a"), model("b", path="load_fail"), gib=9)
+    y.until(lambda: ("b", "failed") in y.told)
+    y.crew.unload("b", time.monotonic())
+    y.until(lambda: y.crew.states["b"] == "stopped")
+    assert y.crew.failure is None
+    y.crew.check("b", pictures=False)
+    y.told.clear()
+    y.until(lambda: y.crew.want("b", time.monotonic()) or ("b", "failed") in y.told)
 
 
 def test_an_order_that_cannot_be_followed_at_once_is_followed_later(

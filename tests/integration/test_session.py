@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import queue
+import re
 import signal
 import socket
 import ssl
@@ -15,6 +17,10 @@ from pathlib import Path
 import pytest
 
 from authority import Authority
+from few_words import FewWords, connack, suback
+from phid.sections import MAX_PACKET_BYTES, Mqtt
+from phid.session import Session
+from phid.traffic import BrokerEvent, Disconnected, Endpoint
 from rig import Daemon, DaemonFactory, Mosquitto, free_port, start_broker, until
 from wire import BASE, PATIENCE, Requester
 
@@ -348,6 +354,30 @@ def test_a_receive_maximum_of_five_is_kept(broker_with: BrokerWith, run_daemon: 
     assert "broker_away" not in daemon.log
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_no_more_is_sent_at_once_than_a_broker_takes_which_acknowledges_nothing(
+    run_daemon: RunDaemon, most: int
+) -> None:
+    published: list[bytes] = []
+
+    def serve(connection: socket.socket, packets: Iterator[tuple[int, bytes]]) -> None:
+        for header, body in packets:
+            match header >> 4:
+                case 1:
+                    connection.sendall(connack(0x21, 0, most))
+                case 8:
+                    connection.sendall(suback(body, filters=3))
+                case 3 if header & 6:
+                    published.append(body)
+
+    with FewWords(serve) as strict:
+        daemon = run_daemon(strict.port)
+        until(lambda: "broker_connected" in daemon.log, what="the connection")
+        until(lambda: len(published) >= most, what="what it takes")
+        time.sleep(1)  # whatever is too much would have come
+    assert len(published) == most
+
+
 def test_an_answer_over_the_brokers_packet_limit_is_an_error_not_a_broken_connection(
     broker_with: BrokerWith, run_daemon: RunDaemon
 ) -> None:
@@ -380,6 +410,23 @@ def test_a_broker_that_accepts_and_never_answers_is_given_up(run_daemon: RunDaem
         threading.Thread(target=lambda: [mute.accept() for _ in range(3)], daemon=True).start()
         until(lambda: "did not answer within" in daemon.log, timeout=30, what="giving up")
         assert daemon.stop() == 0
+
+
+def test_a_fault_of_ours_in_connecting_is_told_and_the_next_attempt_is_made(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One stands for all: a packet size that settings do not let through."""
+    mqtt = Mqtt(reconnect_max_s=0.1).model_copy(update={"packet_bytes": MAX_PACKET_BYTES + 1})
+    events: queue.SimpleQueue[BrokerEvent] = queue.SimpleQueue()
+    session = Session(Endpoint(mqtt, "us", ("in",)), events.put, lambda _: None)
+    session.start()
+    for _ in range(3):
+        event = events.get(timeout=5 * PATIENCE)
+        assert isinstance(event, Disconnected)
+        assert re.search(r"a fault of ours .*: MQTTException at properties\.py:\d+", event.reason)
+    session.stop()
+    told = capsys.readouterr()
+    assert "connection_failed" in told.out + told.err
 
 
 def test_a_subscription_that_is_refused_is_told(run_daemon: RunDaemon) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -90,6 +91,26 @@ def test_an_engine_that_is_being_recycled_is_given_no_job(
     assert engine.free  # the new one has not leaked
 
 
+def test_one_whose_replacement_cannot_load_is_told_and_tried_again_after_growing_pauses(
+    leaked: tuple[Worker, queue.SimpleQueue[WorkerEvent]],
+) -> None:
+    engine, events = leaked
+    now = time.monotonic()
+    engine.tick(now, quiet=True)
+    engine.tick(now + 2.1, quiet=True)
+    engine.load = Load("scripted", "m", "load_fail")
+    pauses = []
+    for _ in range(4):
+        while not isinstance(ended := events.get(timeout=10 * PATIENCE), EngineEnded):
+            engine.take(ended)
+        assert engine.ended(ended, 100.0)
+        pauses.append((engine.retry_at or 0.0) - 100)
+        engine.start()
+    assert pauses == [0.0, 0.0, 0.5, 1.0]
+    assert engine.recycling is None
+    assert engine.failure is not None
+
+
 def test_pauses_grow_only_while_starts_fail(
     leaked: tuple[Worker, queue.SimpleQueue[WorkerEvent]],
 ) -> None:
@@ -104,3 +125,33 @@ def test_pauses_grow_only_while_starts_fail(
         pauses.append((engine.retry_at or 0.0) - 100)
         engine.start()
     assert pauses == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_one_that_cannot_be_spawned_is_tried_again_after_growing_pauses() -> None:
+    events: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
+    engine = Worker(Load("scripted", "m", ""), events.put, restart_max_s=1)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pauses = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free_descriptor(), before[1]))
+        for _ in range(4):
+            began = time.monotonic()
+            engine.start()
+            assert engine.pid is None
+            pauses.append((engine.retry_at or 0.0) - began)
+        assert engine.failure is not None
+        assert "could not be started: [Errno 24]" in engine.failure.message
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert pauses == pytest.approx([0.0, 0.5, 1.0, 1.0], abs=0.2 * PATIENCE)
+    engine.tick(time.monotonic() + 1)
+    until_free(engine, events)
+    assert engine.failure is None
+    engine.stop()
+
+
+def lowest_free_descriptor() -> int:
+    """A limit that lets no other descriptor be opened."""
+    free = os.dup(0)
+    os.close(free)
+    return free

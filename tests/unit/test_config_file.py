@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from phid import settings
+from phid import operations, settings
 from rig import ROOT
 
 FILE = ROOT / "config" / "phid.toml"
@@ -47,6 +47,21 @@ def test_the_file_shows_the_default(name: str) -> None:
 def test_the_file_gives_the_description(name: str) -> None:
     text = " ".join(FILE.read_text().replace("\n# ", " ").split())
     assert settings.names()[name].description in text
+
+
+def test_the_head_names_what_a_reload_takes_over() -> None:
+    head = " ".join(FILE.read_text().partition("\n\n")[0].replace("\n# ", " ").split())
+    said = re.search(r" takes over (.*); the rest needs a restart", head)
+    assert said is not None
+    text, exceptions = said[1], re.findall(r" but for ([\w.]+)", said[1])
+    named = re.findall(r"[\w.]+", re.sub(r" but for [\w.]+| and", " ", text))
+    told = {
+        name
+        for name in settings.names()
+        if name not in exceptions and (name in named or name.partition(".")[0] in named)
+    }
+    assert told == {name for name in settings.names() if operations.is_live(name)}
+    assert set(exceptions) <= set(settings.names())
 
 
 def test_the_file_as_shipped_changes_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -83,12 +86,12 @@ def test_what_is_no_picture_is_told_to_who_asks_for_it(gallery: Gallery) -> None
 
 def test_memory_is_bounded_and_the_longest_unheard_goes_first(gallery: Gallery) -> None:
     for n in range(11):
-        gallery.offer(f"cam/{n}", SOUND, 0.0, TS)
+        gallery.offer(f"cam/{n}", SOUND, n / 100, TS)
     assert refusal(gallery, "cam/0") is Code.INCOMPLETE
     assert all(gallery.picture(ref(f"cam/{n}"), 0.0) for n in range(1, 11))
     # One that is heard again is not the longest unheard.
-    gallery.offer("cam/1", SOUND, 0.0, TS)
-    gallery.offer("cam/11", SOUND, 0.0, TS)
+    gallery.offer("cam/1", SOUND, 0.2, TS)
+    gallery.offer("cam/11", SOUND, 0.3, TS)
     assert refusal(gallery, "cam/2") is Code.INCOMPLETE
     assert gallery.picture(ref("cam/1"), 0.0)
     # A frame that alone is too large shows that the old one is not the newest any more.
@@ -102,3 +105,23 @@ def test_the_number_of_cameras_is_bounded() -> None:
         gallery.offer(f"cam/{n}", SOUND, 0.0, TS)
     assert refusal(gallery, "cam/0") is Code.INCOMPLETE
     assert gallery.picture(ref("cam/1"), 0.0)
+
+
+def test_a_camera_that_has_shown_something_shows_something_at_every_step_of_the_next_frame(
+    gallery: Gallery,
+) -> None:
+    """The owner's thread looks at any moment while the network's thread is at it."""
+    looked = []
+
+    def look(_frame: FrameType, _event: str, _arg: Any) -> Any:
+        looked.append(gallery.picture(ref("cam/door"), 2.0).data)
+        return look
+
+    gallery.offer("cam/door", SOUND, 0.0, TS)
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        gallery.offer("cam/door", SOUND, 1.0, TS + 1)
+    finally:
+        sys.settrace(before)
+    assert len(looked) > 5

@@ -145,6 +145,19 @@ def test_what_is_refused_says_why(payload: object, code: Code, field: str | None
     assert arrival.client == "me"
 
 
+@pytest.mark.parametrize(
+    "topic",
+    [TEXT, "phid/v1/dev/in/frame/me", "phid/v1/dev/in/cancel/me", "phid/v1/dev/in/ctl/ping"],
+)
+def test_properties_that_cannot_be_read_are_told_where_those_that_can_say(topic: str) -> None:
+    arrival = INTAKE.read(
+        inbound({"id": "i"}, topic, response_topic="phid/v1/client/me/rx", fault="too many")
+    )
+    assert isinstance(arrival, ArrivalRefused)
+    assert (arrival.failure.code, arrival.failure.message) == (Code.BAD_REQUEST, "too many")
+    assert (arrival.id, arrival.reply.topic) == ("i", "phid/v1/client/me/rx")
+
+
 def test_a_refusal_goes_where_its_payload_says_as_far_as_it_can_be_read() -> None:
     payload = {"id": "i", "reply_to": "phid/v1/client/me/rx", "oops": 1}
     arrival = INTAKE.read(inbound(payload))

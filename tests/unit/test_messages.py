@@ -121,6 +121,41 @@ def test_a_wrong_detail_is_told_by_its_name_and_with_what_it_may_be(detail: obje
     assert refused.value.failure.field == "detail"
 
 
+def test_every_plain_field_can_be_a_property() -> None:
+    fields = {
+        "v": "1",
+        "id": "i",
+        "client": "c",
+        "prompt": "x",
+        "system": "s",
+        "model": "m",
+        "max_tokens": "5",
+        "temperature": "0.5",
+        "top_p": "0.9",
+        "top_k": "40",
+        "seed": "7",
+        "stop": "end",
+        "stream": "delta",
+        "deadline_ms": "1000",
+        "priority": "9",
+        "reply_to": "t",
+        "detail": "4",
+    }
+    others = {"messages", "images", "tags", "format", "session"}
+    assert fields.keys() | others == Request.model_fields.keys()
+    request = requests.decode_properties(tuple(fields.items()))
+    assert (request.v, request.max_tokens, request.detail) == (1, 5, 4)
+    with pytest.raises(Refused, match=r"^v: "):
+        requests.decode_properties((("prompt", "x"), ("v", "2")))
+
+
+def test_a_thousand_wrong_properties_are_refused_in_no_time() -> None:
+    began = time.thread_time()
+    with pytest.raises(Refused, match="more than 100 mistakes"):
+        requests.decode_properties(tuple((f"k{n}", "x") for n in range(1000)))
+    assert time.thread_time() - began < 0.1 * SLOWNESS
+
+
 def test_a_field_of_a_later_version_is_unsupported_unless_null() -> None:
     failure = decode(full(session="s"))
     assert isinstance(failure, Failure)

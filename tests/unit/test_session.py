@@ -156,6 +156,15 @@ def test_the_last_words_of_a_process_before_us_are_no_rival() -> None:
     assert not rivals.heard(status("mmmm-2", 9), 90)
 
 
+def test_the_wills_of_a_process_that_has_ended_are_no_rival() -> None:
+    """Each connection it lost left one, and the broker may have kept them all for us."""
+    rivals = Rivals("mmmm")
+    wills = [status(f"aaaa-{n}", n, "offline") for n in range(1, 4)]
+    assert not any(rivals.heard(will, at) for at, will in enumerate(wills))
+    assert not rivals.heard(status("aaaa-4"), 20)  # nor is what it said between them
+    assert not rivals.heard(status("aaaa-4", 9, "offline"), 40)
+
+
 def test_one_with_a_client_id_of_its_own_is_a_rival_once_it_goes_on_speaking() -> None:
     smaller, greater = Rivals("aaaa"), Rivals("zzzz")
     at = (0, 5, 30)
@@ -188,10 +197,17 @@ class Wire:
         return len(self.sent)
 
 
-def connected(wire: Wire, protocol: Protocol = Protocol.V5) -> Connected:
+def connected(wire: Wire, protocol: Protocol = Protocol.V5, *, beside: bool = True) -> Connected:
     link = cast("Link", wire)
     return Connected(
-        link, "p-1", protocol, resumed=False, refused=(), packet_bytes=10_000, window=20
+        link,
+        "p-1",
+        protocol,
+        resumed=False,
+        refused=(),
+        packet_bytes=10_000,
+        window=20,
+        beside=beside,
     )
 
 
@@ -244,6 +260,14 @@ def test_a_ping_that_nobody_is_subscribed_to_is_silence_at_once(loopback: Loopba
 def test_in_3_1_1_it_is_not_tried(wire: Wire) -> None:
     loopback = Loopback(Topics("phid/v1", "dut"))
     loopback.connect(connected(wire, Protocol.V311), 0.0)
+    loopback.tick(1000.0)
+    assert not wire.sent
+    assert not loopback.silenced
+
+
+def test_a_broker_that_takes_one_at_a_time_is_not_asked(wire: Wire) -> None:
+    loopback = Loopback(Topics("phid/v1", "dut"))
+    loopback.connect(connected(wire, beside=False), 0.0)
     loopback.tick(1000.0)
     assert not wire.sent
     assert not loopback.silenced

@@ -41,6 +41,27 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_defaults(
 
 
 @pytest.mark.parametrize(
+    ("name", "most", "beyond"),
+    [
+        ("mqtt.packet_bytes", "268435455", "268435456"),
+        ("mqtt.session_expiry_s", "4294967295", "4294967296"),
+        ("health.heartbeat_s", "1000000000", "1000000001"),
+        ("mqtt.reconnect_max_s", "1000000000", "1e18"),
+        ("limits.drain_s", "1000000000", "inf"),
+        ("engine.keep_alive_s", "1000000000", "nan"),
+    ],
+)
+def test_what_no_clock_and_no_packet_can_hold_is_refused_with_the_most_there_may_be(
+    file: Path, name: str, most: str, beyond: str
+) -> None:
+    section, _, key = name.partition(".")
+    load(file, f"[{section}]\n{key} = {most}\n")
+    says = "finite" if beyond in ("inf", "nan") else f"less than or equal to {most}"
+    with pytest.raises(SettingsError, match=f"{name}: .*{says}"):
+        load(file, f"[{section}]\n{key} = {beyond}\n")
+
+
+@pytest.mark.parametrize(
     ("text", "name", "nearest"),
     [
         ("[mqtt]\nprot = 1\n", "mqtt.prot", "mqtt.port"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,44 @@ def test_what_is_not_understood_is_set_aside_whole_and_told(
     statefile.write(path, 1, {})
     assert statefile.read(path, 1) == {"schema": 1}
     assert kept.read_bytes() == before
+
+
+def test_what_is_written_is_on_the_disk_before_it_takes_the_old_ones_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may come at any moment."""
+    statefile.write(path, 1, {"brokers": "old"})
+    steps: list[tuple[str, str, bool]] = []
+    fsync = os.fsync
+
+    def see(number: int) -> None:
+        flushed = Path(f"/proc/self/fd/{number}").readlink()
+        whole = flushed.is_dir() or "new" in flushed.read_text()
+        steps.append((flushed.name.split(".")[0], statefile.read(path, 1)["brokers"], whole))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", see)
+    statefile.write(path, 1, {"brokers": "new"})
+    assert steps == [("", "old", True), ("state", "new", True)]
+
+
+@pytest.mark.parametrize("there", ["a link", "a file"])
+def test_what_stands_in_the_way_is_neither_followed_nor_an_obstacle(
+    path: Path, tmp_path: Path, there: str
+) -> None:
+    path.parent.mkdir()
+    other = tmp_path / "other"
+    other.write_text("untouched")
+    way = path.with_name(f".{path.name}.{os.getpid()}")
+    if there == "a link":
+        way.symlink_to(other)
+    else:
+        way.write_text("left by a power cut, and long")
+    statefile.write(path, 1, {"brokers": {}})
+    assert statefile.read(path, 1) == {"schema": 1, "brokers": {}}
+    assert not path.is_symlink()
+    assert other.read_text() == "untouched"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_what_is_no_file_is_told_and_left(path: Path) -> None:
