@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Unreachable as error:
         print(f"phid: {error} (mqtt.host, mqtt.port or --host, --port)", file=sys.stderr)
         return exits.UNREACHABLE
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # behind the terminal's ^C
+        return exits.INTERRUPTED
     except BrokenPipeError:  # the reader of our output has had enough
         sys.stdout = None
         return 0
