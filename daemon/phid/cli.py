@@ -57,8 +57,13 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     from phid import operations, service  # noqa: PLC0415 - the clients start faster without it
 
     log.configure(settings.log.level, settings.log.format)
+    try:
+        models = lineup.read(settings)
+    except PermissionError as error:
+        says = f"this user may not look at {error.filename}: give it the right to, or set another"
+        raise SettingsError(f"models_dir: {says}") from None
     daemon = service.Service(
-        settings, lambda: _settings(options, settings_module.load_again), lineup.read(settings)
+        settings, lambda: _settings(options, settings_module.load_again), models
     )
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if hasattr(signal, name):

@@ -366,6 +366,15 @@ def test_a_model_that_may_not_be_looked_at_is_a_finding(
     mended(ran)
 
 
+def test_a_daemon_that_may_not_look_at_its_models_says_so_in_a_line(tmp_path: Path) -> None:
+    models = tmp_path / "state" / "models"
+    model_folder(models / "mine")
+    with locked(models.parent):
+        ran = phid_bound("run", models_dir=models)
+    says = f"this user may not look at {models}: give it the right to, or set another"
+    assert (ran.status, ran.err) == (exits.CONFIG, f"phid: models_dir: {says}\n")
+
+
 CREDENTIALS = {"engine__runtime": "scripted", "device": "dut", "mqtt__host": "127.0.0.1"}
 
 
@@ -377,7 +386,9 @@ def test_credentials_that_may_not_be_looked_at_are_a_finding(tmp_path: Path) -> 
     found = ran.verdict("credentials")
     says = f"mqtt.credentials_dir: {secrets / 'mqtt-username'}: Permission denied"
     assert found == {
-        "name": "credentials", "verdict": "bad", "says": says,
+        "name": "credentials",
+        "verdict": "bad",
+        "says": says,
         "mend": f"ls -ld {secrets}",
     }
     assert says in ran.verdict("broker")["says"]
