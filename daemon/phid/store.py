@@ -144,6 +144,7 @@ def publish(work: Path, folder: Path, made: Manifest) -> None:
     flush(path)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)  # a killed run left it
+    flush(work)
     if folder.exists():
         folder.rename(old)
     work.rename(folder)

@@ -212,6 +212,15 @@ def test_an_import_names_the_file_that_cannot_be_read(
     assert store.models(store_dir) == []
 
 
+def test_a_wheel_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    wheel = tmp_path / "demo.whl"
+    wheel.write_bytes(b"")
+    with locked(wheel):
+        status, said = run(tmp_path / "models", "prepare", "demo", "--wheel", str(wheel))
+    assert status == 1
+    assert said.startswith(f"phid models: cannot read {wheel} (Permission denied): give this user")
+
+
 def test_an_import_names_the_folder_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
     store_dir = tmp_path / "models"
     store_dir.mkdir()
