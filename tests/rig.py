@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from wire import BASE, PATIENCE, Requester
 
 ROOT = Path(__file__).parents[1]
@@ -236,6 +238,31 @@ class Daemon:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+
+def bound() -> list[str]:
+    """What a command begins with for whom files have rights: root is bound by none."""
+    if os.geteuid():
+        return []
+    without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    try:
+        subprocess.run([*without, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("root cannot give up its rights over files here")
+    return without
+
+
+@contextmanager
+def locked(*paths: Path) -> Iterator[None]:
+    """Nobody has any right to these meanwhile."""
+    before = {path: path.stat().st_mode for path in paths}
+    for path in paths:
+        path.chmod(0)
+    try:
+        yield
+    finally:
+        for path, mode in before.items():
+            path.chmod(mode)
 
 
 def child_pids(pid: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable
 from functools import cache
@@ -16,6 +17,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 _COMMIT_DIGITS = 40
+# As huggingface_hub has it, which is not here where nothing is pulled.
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 
 
 class _Frozen(BaseModel):
@@ -97,6 +100,11 @@ def find(name: str, own: Iterable[Build] = ()) -> Build:
     raise Unknown(f"there is no model {name} in the catalog: {hint}")
 
 
+def is_repository(name: str) -> bool:
+    """True if a repository of the Hub can be called so: OWNER/NAME."""
+    return _REPOSITORY.fullmatch(name) is not None
+
+
 def check(own: Iterable[Build]) -> None:
     """Raises ValueError where the user's own builds cannot be: twice the same, or no source."""
     seen = set()
@@ -104,7 +112,7 @@ def check(own: Iterable[Build]) -> None:
         if build.name in seen:
             raise ValueError(f"{build.name} stands there twice")
         seen.add(build.name)
-        if build.source == "hub" and "/" not in build.repo:
-            raise ValueError(f"{build.name} needs repo = OWNER/NAME")
+        if build.source == "hub" and not is_repository(build.repo):
+            raise ValueError(f"{build.name} needs repo = OWNER/NAME, as the Hub has it")
         if build.source == "demo":
             raise ValueError(f"{build.name}: the demo model is phid's own")

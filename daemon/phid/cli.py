@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Unreachable as error:
         print(f"phid: {error} (mqtt.host, mqtt.port or --host, --port)", file=sys.stderr)
         return exits.UNREACHABLE
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # behind the terminal's ^C
+        return exits.INTERRUPTED
     except BrokenPipeError:  # the reader of our output has had enough
         sys.stdout = None
         return 0
@@ -54,8 +57,13 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     from phid import operations, service  # noqa: PLC0415 - the clients start faster without it
 
     log.configure(settings.log.level, settings.log.format)
+    try:
+        models = lineup.read(settings)
+    except PermissionError as error:
+        says = f"this user may not look at {error.filename}: give it the right to, or set another"
+        raise SettingsError(f"models_dir: {says}") from None
     daemon = service.Service(
-        settings, lambda: _settings(options, settings_module.load_again), lineup.read(settings)
+        settings, lambda: _settings(options, settings_module.load_again), models
     )
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if hasattr(signal, name):

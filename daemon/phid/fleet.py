@@ -31,7 +31,7 @@ def add_parser(
         parents=parents,
         help="show the devices, their state and their numbers",
         description="Ask every device under mqtt.base for its status, info and health, and show "
-        "them as a table, again and again until Ctrl-C.",
+        "them as a table, again and again until Ctrl-C, which is no failure (status 0).",
     )
     fleets.add_argument("--once", action="store_true", help="look once and exit")
     fleets.add_argument("--json", action="store_true", help="as a JSON array")
@@ -114,12 +114,6 @@ class Fleet:
         """All that were heard of, by name."""
         return [self._devices[name] for name in sorted(self._devices)]
 
-    @property
-    def complete(self) -> bool:
-        """True if every device that is not offline has sent all three."""
-        alive = [s for s in self._devices.values() if s.status.get("state") != "offline"]
-        return bool(alive) and all(s.status and s.info and s.health for s in alive)
-
 
 def look(mqtt: Mqtt, *, wait_s: float, connect_s: float = 5.0) -> Fleet:
     """The fleet as it answers a discover within `wait_s`. Raises client.Unreachable."""
@@ -149,18 +143,28 @@ def table(fleet: Fleet) -> str:
 
 
 def _run(settings: Settings, options: argparse.Namespace) -> int:
-    while True:
-        seen = look(settings.mqtt, wait_s=options.wait)
-        if options.json:
-            print(json.dumps([device.row() for device in seen.devices()]))
-        elif seen.devices():
-            print(table(seen))
-        else:
-            print(f"no device answered under {settings.mqtt.base}", file=sys.stderr)
-        if options.once:
-            return 0 if seen.devices() else exits.NO_ANSWER
-        sys.stdout.flush()
-        time.sleep(options.every)
+    if options.once:
+        return exits.OK if _show(settings, options) else exits.NO_ANSWER
+    try:
+        while True:
+            _show(settings, options)
+            sys.stdout.flush()
+            time.sleep(options.every)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # behind the terminal's ^C
+        return exits.OK
+
+
+def _show(settings: Settings, options: argparse.Namespace) -> bool:
+    """Look once and print: whether anyone is there."""
+    seen = look(settings.mqtt, wait_s=options.wait)
+    if options.json:
+        print(json.dumps([device.row() for device in seen.devices()]))
+    elif seen.devices():
+        print(table(seen))
+    else:
+        print(f"no device answered under {settings.mqtt.base}", file=sys.stderr)
+    return bool(seen.devices())
 
 
 def _cell(value: Any) -> str:

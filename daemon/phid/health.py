@@ -11,10 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from phid import memory
-from phid.thermal import Heat
+from phid import memory, sensors
 
-_RASPBERRY_THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
 _MIB = 1024 * 1024
 _SAMPLES = 256
 
@@ -51,7 +49,7 @@ KEYS: dict[str, str] = {
     "ram_used_mb": "the machine's, MiB",
     "disk_free_mb": "where models are kept, MiB",
     "temp_c": "hottest CPU or SoC sensor",
-    "throttled": "1: the firmware slows the CPU down (Raspberry Pi)",
+    "throttled": "1: the firmware slows the CPU down, or finds the supply too weak (Raspberry Pi)",
     "service_rss_mb": "resident memory of the service, MiB",
     "engine_rss_mb": "resident memory of all engines, MiB",
     "model_memory_mb": "the most the engines have taken, MiB: weights, cache, pictures",
@@ -140,7 +138,7 @@ class Health:
             numbers |= _memory_of(engine_pids)
         with contextlib.suppress(OSError):
             numbers["disk_free_mb"] = disk_free_mb(self._models_dir)
-        felt = heat()
+        felt = sensors.heat()
         if felt.temp_c is not None:
             numbers["temp_c"] = felt.temp_c
         if felt.throttled is not None:
@@ -160,15 +158,6 @@ def disk_free_mb(folder: Path) -> int:
     return round(psutil.disk_usage(str(home)).free / _MIB)
 
 
-def heat() -> Heat:
-    """How hot the machine is, and whether its firmware slows the CPU down."""
-    throttled = None
-    with contextlib.suppress(OSError, ValueError):
-        # Bits 0-3 are what holds now, 16-19 what has happened since boot.
-        throttled = bool(int(_RASPBERRY_THROTTLED.read_text(), 16) & 0xF)
-    return Heat(_temperature_c(), throttled)
-
-
 def _memory_of(engine_pids: tuple[int, ...]) -> dict[str, float]:
     """What the engines have of memory, and the most they have had."""
     taken = {
@@ -177,13 +166,3 @@ def _memory_of(engine_pids: tuple[int, ...]) -> dict[str, float]:
     }
     sums = {key: sum(n for n in sizes if n is not None) for key, sizes in taken.items()}
     return {key: round(size / _MIB, 1) for key, size in sums.items() if size}
-
-
-def _temperature_c() -> float | None:
-    """The hottest of the sensors; boards have one per zone and name them as they like."""
-    try:
-        sensors = psutil.sensors_temperatures()
-    except (AttributeError, OSError):  # not on this platform
-        return None
-    heats = [s.current for zone in sensors.values() for s in zone if 0 < s.current < 150]
-    return round(max(heats), 1) if heats else None

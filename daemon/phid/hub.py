@@ -25,6 +25,7 @@ from huggingface_hub import HfApi, constants, get_session, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
@@ -90,9 +91,12 @@ def offline() -> bool:
 
 def look(repo: str, revision: str, *, timeout_s: float) -> Snapshot:
     """What the repository has at a commit or branch. Raises HubError or Interrupted."""
-    with _in_words(f"{repo} at {revision}"):
-        api = HfApi(endpoint(), library_name="phid", library_version=__version__)
-        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=timeout_s)
+    api = HfApi(endpoint(), library_name="phid", library_version=__version__)
+    try:
+        with _in_words(f"{repo} at {revision}"):
+            info = api.model_info(repo, revision=revision, files_metadata=True, timeout=timeout_s)
+    except HFValidationError:
+        raise HubError(f"{repo!r}: a repository is called OWNER/NAME ([[catalog]] repo)") from None
     if not info.sha:
         raise HubError(f"{endpoint()} does not say which commit {repo} is at: is it a Hub?")
     files = []

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from phid import channel, messages
+from phid import channel, errand, messages
 from phid.client import Client, Unreachable
-from phid.exits import describe_exit
-from phid.jobs import EngineFacts, Event, Load, LoadFailed, Loading, Ready
+from phid.jobs import EngineFacts, Load, LoadFailed, Ready
 from phid.messages import CtlReply
 from phid.requests import Command
 from phid.sections import Mqtt
@@ -204,38 +203,20 @@ def start_engine(load: Load, wait_s: float, heard: Callable[[EngineFacts], None]
 
     `heard` gets what it says of itself, if it comes so far.
     """
-    late = time.monotonic() + wait_s
-    process, connection = channel.spawn(channel.ENGINE)
-    last: Event | None = None
-    try:
-        connection.send(load)
-        while not isinstance(last, Ready | LoadFailed):
-            if not connection.poll(max(0.0, late - time.monotonic())):
-                break
-            last = connection.recv()
-        lost = False
-    except (EOFError, OSError):
-        lost = True
-        process.wait(1.0)
-    process.kill()
-    with process:
-        tail = process.stderr.read().decode("utf-8", "replace") if process.stderr else ""
-    connection.close()
-    if lost:
-        words = " / ".join(tail.strip().splitlines()[:3])[:300]
-        says = f"the engine {describe_exit(process.returncode)} while loading: {words}"
-        return Verdict("engine", "bad", says, "another engine.model, or build of onnxruntime-genai")
-    match last:
+    came = errand.run(channel.ENGINE, load, wait_s)
+    match came.answer:
         case Ready(facts):
             heard(facts)
             return Verdict("engine", "ok", f"started {_described(facts)}")
         case LoadFailed(code, message):
             mend = "engine.model: another model; or fetch this one's files again"
             return Verdict("engine", "bad", f"{code}: {message}", mend)
-        case _:
-            stage = f" ({last.stage})" if isinstance(last, Loading) else ""
-            says = f"not ready after {wait_s:g} s{stage}: a large model takes longer"
-            return Verdict("engine", "warn", says, "phid doctor --wait 120")
+    if came.died:
+        words = " / ".join(came.printed.strip().splitlines()[:3])[:300]
+        says = f"the engine {came.died} while loading: {words}"
+        return Verdict("engine", "bad", says, "another engine.model, or build of onnxruntime-genai")
+    says = f"not ready after {wait_s:g} s ({came.stage}): a large model takes longer"
+    return Verdict("engine", "warn", says, "phid doctor --wait 120")
 
 
 def _described(facts: EngineFacts) -> str:

@@ -5,18 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
-import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from phid import channel, log, packages, selection
-from phid.channel import Connection
-from phid.exits import describe_exit
+from phid import channel, errand, log, packages, selection
 from phid.jobs import Load, Loading
 from phid.placement import Profile
 from phid.proofs import Evidence, Prove, Proved, Selection, Stage, Tried, Try
@@ -32,7 +26,6 @@ TOKENS, SMALL_TOKENS = 16, len(selection.SMALL_ANSWER)
 # A provider may compile its kernels at its first start, for a minute and more.
 _PROBE_S = 90.0
 _CHECK_S, _BYTES_PER_S = 120.0, 20e6
-_TAIL_LINES, _KILLED_S = 20, 5.0
 
 
 def prove(
@@ -113,58 +106,12 @@ class _Attempts:
 
 def try_out(load: Load, tokens: int, limit_s: float, report: Callable[[Loading], None]) -> Evidence:
     """Run one trial in a process of its own, for so long at most; what it left behind."""
-    process, connection = channel.spawn(channel.TRIAL)
-    tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    reader = threading.Thread(target=_read, args=(process, tail), daemon=True)
-    reader.start()
-    try:
-        return _follow(Try(load, PROMPT, tokens), process, connection, limit_s, report, tail)
-    finally:
-        process.kill()
-        connection.close()
-        # A process that waits inside a broken driver cannot even be killed: it is left to itself.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_KILLED_S)
-            reader.join(1.0)
-            channel.close(process, connection)
-
-
-def _follow(
-    task: Try,
-    process: subprocess.Popen[bytes],
-    connection: Connection,
-    limit_s: float,
-    report: Callable[[Loading], None],
-    tail: deque[str],
-) -> Evidence:
-    late = time.monotonic() + limit_s
-    stage = "starting"
-    try:
-        connection.send(task)
-        while connection.poll(max(0.0, late - time.monotonic())):
-            match connection.recv():
-                case Loading(stage):
-                    report(Loading(stage))
-                case Tried(evidence):
-                    return replace(evidence, stage=evidence.stage or stage, printed=_joined(tail))
-    except (EOFError, OSError):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5.0)
-        time.sleep(0.05)  # for its last words
-        died = describe_exit(process.returncode or 0)
-        return Evidence(stage, died=died, printed=_joined(tail))
-    return Evidence(stage, died=f"hung: it was ended after {limit_s:.0f} s", printed=_joined(tail))
-
-
-def _read(process: subprocess.Popen[bytes], tail: deque[str]) -> None:
-    assert process.stderr is not None
-    with contextlib.suppress(ValueError, OSError):
-        for line in process.stderr:
-            tail.append(line.decode("utf-8", "replace").rstrip()[:500])
-
-
-def _joined(tail: deque[str]) -> str:
-    return "\n".join(tuple(tail))
+    came = errand.run(channel.TRIAL, Try(load, PROMPT, tokens), limit_s, report)
+    if isinstance(came.answer, Tried):
+        evidence = came.answer.evidence
+        return replace(evidence, stage=evidence.stage or came.stage, printed=came.printed)
+    died = came.died or f"hung: it was ended after {limit_s:.0f} s"
+    return Evidence(came.stage, died=died, printed=came.printed)
 
 
 def _profile(load: Load, limit_s: float, report: Callable[[Loading], None]) -> dict[str, float]:

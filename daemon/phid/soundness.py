@@ -23,7 +23,7 @@ class NoModel(Exception):  # noqa: N818 - it is an answer
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """The `model` part of a folder's genai_config.json. Raises NoModel."""
+    """The `model` part of a folder's genai_config.json. Raises NoModel or PermissionError."""
     path = folder / CONFIG
     try:
         model = json.loads(path.read_text("utf-8"))["model"]
@@ -32,6 +32,8 @@ def config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         hint = _below(folder)
         raise NoModel(f"there is no {CONFIG} in {folder}: {hint}") from None
+    except PermissionError:  # the model may be whole, for who may look
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         says = f"{path} cannot be read ({type(error).__name__}: {error})"
         raise NoModel(f"{says}: fetch it again") from None
@@ -50,7 +52,7 @@ def _below(folder: Path) -> str:
 
 
 def faults(folder: Path) -> Iterator[str]:
-    """In words, whatever makes the model in a folder unusable. Raises NoModel."""
+    """In words, whatever makes the model in a folder unusable. Raises NoModel or OSError."""
     model = config(folder)
     try:
         manifest.read(folder)

@@ -41,7 +41,10 @@ class StoredModel:
 
 
 def models(models_dir: Path) -> list[StoredModel]:
-    """What is in the models folder, by name; folders that are no models are passed over."""
+    """What is in the models folder, by name; folders that are no models are passed over.
+
+    Raises OSError where this user may not look.
+    """
     if not models_dir.is_dir():
         return []
     found = [read(path) for path in sorted(models_dir.iterdir()) if not path.name.startswith(".")]
@@ -106,10 +109,21 @@ def changing(models_dir: Path, name: str, progress: Progress) -> Iterator[None]:
 
 def cannot_write(models_dir: Path, error: OSError) -> str:
     """Why a change to the store failed, and what mends it."""
+    # Where a call has two files it is the second that could not be written.
+    file = error.filename2 or error.filename
+    why = f"{file}: {error.strerror}" if file and error.strerror else str(error)
     return (
-        f"cannot write to {models_dir} ({error.strerror or error}): give this user the right to,"
+        f"cannot write to {models_dir} ({why}): give this user the right to,"
         " or set another models_dir (PHID_MODELS_DIR)"
     )
+
+
+def cannot_read(where: Path, error: OSError) -> str:
+    """Why a file or folder, in `where` if it has no name, could not be read; what mends it."""
+    mend = "check the disk it is on"
+    if isinstance(error, PermissionError):
+        mend = "give this user the right to, or use sudo"
+    return f"cannot read {error.filename or where} ({error.strerror or error}): {mend}"
 
 
 def check_room(models_dir: Path, needed: int, what: str) -> None:
@@ -130,6 +144,7 @@ def publish(work: Path, folder: Path, made: Manifest) -> None:
     flush(path)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)  # a killed run left it
+    flush(work)
     if folder.exists():
         folder.rename(old)
     work.rename(folder)
@@ -152,33 +167,30 @@ def now() -> str:
 
 
 def copy_in(
-    source: Path, models_dir: Path, name: str, progress: Progress, *, link: bool = False
+    source: Path,
+    models_dir: Path,
+    name: str,
+    progress: Progress,
+    *,
+    link: bool = False,
+    replace: bool = False,
 ) -> tuple[Path, Manifest]:
     """Copy a model's folder into the store, or hard-link its files: where it is now.
 
-    Raises StoreError where it is no whole model, or the name is taken or none.
+    With `replace` it takes the place of one of that name, which is there until it is whole; one
+    that has the same bytes is kept. Raises StoreError where it is no whole model, or the name is
+    taken or none.
     """
     if not is_name(name):
         raise StoreError(f"{name!r} cannot be a model's name: give one of letters with --name")
-    try:
-        faults = list(soundness.faults(source))
-    except soundness.NoModel as error:
-        raise StoreError(str(error)) from None
-    if faults:
-        raise StoreError(f"{source} is no whole model: {'; '.join(faults[:3])}")
+    files = _files(source)
     folder = models_dir / name
     with changing(models_dir, name, progress):
         if folder.exists():
-            raise StoreError(
-                f"{name} is there already: `phid models rm {name}` first, or give another --name"
-            )
-        files = {
-            path.relative_to(source): path.stat().st_size
-            for path in sorted(source.rglob("*"))
-            if path.is_file()
-            and path.name != manifest.NAME
-            and not any(part.startswith(".") for part in path.relative_to(source).parts)
-        }
+            if not replace:
+                raise StoreError(f"{name} is there already: --replace it, or give another --name")
+            if (there := _same(folder, source, files)) is not None:
+                return folder, there
         total = sum(files.values())
         if not link:
             check_room(models_dir, total, name)
@@ -201,8 +213,49 @@ def copy_in(
     return folder, made
 
 
+def _same(folder: Path, source: Path, files: dict[Path, int]) -> Manifest | None:
+    """The manifest of a model in the store that has the same bytes as these files."""
+    try:
+        there = manifest.read(folder)
+    except (manifest.Newer, manifest.Damaged):
+        return None
+    if there is None or manifest.differences(folder, there):
+        return None
+    names = {file.as_posix(): size for file, size in files.items()}
+    if names != {name: kept.bytes for name, kept in there.files.items()}:
+        return None
+    try:
+        same = all(manifest.hash_file(source / n) == kept.sha256 for n, kept in there.files.items())
+    except OSError as error:
+        raise StoreError(cannot_read(source, error)) from error
+    return there if same else None
+
+
+def _files(source: Path) -> dict[Path, int]:
+    """The files of a whole model, by their names in its folder. Raises StoreError."""
+    try:
+        faults = list(soundness.faults(source))
+        files = {
+            path.relative_to(source): path.stat().st_size
+            for path in sorted(source.rglob("*"))
+            if path.is_file()
+            and path.name != manifest.NAME
+            and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        }
+    except soundness.NoModel as error:
+        raise StoreError(str(error)) from None
+    except OSError as error:
+        raise StoreError(cannot_read(source, error)) from error
+    if faults:
+        raise StoreError(f"{source} is no whole model: {'; '.join(faults[:3])}")
+    return files
+
+
 def put(source: Path, target: Path, *, link: bool) -> None:
-    """Copy a file, and see it on the disk; with `link` hard-link it where that can be."""
+    """Copy a file, and see it on the disk; with `link` hard-link it where that can be.
+
+    Raises OSError, or StoreError where it is the source that cannot be read.
+    """
     if link:
         try:
             os.link(source.resolve(), target)
@@ -210,7 +263,12 @@ def put(source: Path, target: Path, *, link: bool) -> None:
             pass
         else:
             return
-    shutil.copyfile(source, target)
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.filename == str(source) and error.filename2 is None:
+            raise StoreError(cannot_read(source, error)) from error
+        raise
     flush(target)
 
 
@@ -264,10 +322,8 @@ def remove(models_dir: Path, name: str, progress: Progress, *, forget: bool) -> 
     folder = models_dir / name
     leftovers = [models_dir / f".{name}{end}" for end in (".part", ".old", ".import")]
     record = record_path(models_dir, name)
-    if not folder.exists() and not any(path.exists() for path in leftovers):
-        if forget and record.exists():
-            record.unlink()
-            return 0
+    drops = (folder, *leftovers, record) if forget else (folder, *leftovers)
+    if not any(path.exists() for path in drops):
         find(name, models_dir)  # says what there is
     with changing(models_dir, name, progress):
         freed = 0

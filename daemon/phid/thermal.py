@@ -47,4 +47,4 @@ class Thermal:
                 f"too hot: nothing is begun above {pause_above_c:g} C, until {goes_on_c:g}"
             )
         elif heat.throttled:
-            self.reason = "the CPU is slowed down, for heat or for lack of power"
+            self.reason = "the CPU is slowed down for heat, or its power supply is too weak"

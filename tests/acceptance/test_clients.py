@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,7 +154,7 @@ def test_ask_that_loses_its_engine_keeps_what_it_has_printed(daemon: Daemon) -> 
         ("tell",),
         (),
     ],
-    ids=" ".join,
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
 )
 def test_wrong_usage_is_told_and_ends_with_2(daemon: Daemon, arguments: tuple[str, ...]) -> None:
     asked = phid(daemon.port, *arguments)
@@ -243,6 +244,46 @@ def test_fleet_without_devices_says_so(daemon: Daemon) -> None:
         daemon.port, "fleet", "--once", "--json", "--wait", "0.2", PHID_MQTT__BASE="no/where"
     )
     assert json.loads(shown.stdout) == []
+
+
+def test_fleet_goes_on_until_ctrl_c_which_is_its_end(daemon: Daemon) -> None:
+    process = start(daemon.port, "fleet", "--json", "--wait", "0.5", "--every", "0.1")
+    assert process.stdout is not None
+    for _ in range(2):
+        (row,) = json.loads(process.stdout.readline())
+        assert row["device"] == "dut"
+    assert interrupted(process) == (exits.OK, "")
+
+
+# Ctrl-C while there is no answer yet.
+
+
+def interrupted(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """How a command ends on Ctrl-C: its status, and what it says."""
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=40 * PATIENCE)
+    return process.returncode, said.strip()
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (("ask", "hello"), exits.INTERRUPTED),
+        (("ask", "hello", "--wait"), exits.INTERRUPTED),
+        (("fleet", "--once"), exits.INTERRUPTED),
+        (("fleet",), exits.OK),
+        (("doctor",), exits.INTERRUPTED),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
+)
+def test_ctrl_c_while_connecting_ends_it_without_a_traceback(
+    command: tuple[str, ...], status: int, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = start(silent.getsockname()[1], *command, PHID_MODELS_DIR=str(tmp_path))
+        silent.settimeout(20 * PATIENCE)
+        with silent.accept()[0]:
+            assert interrupted(process) == (status, "")
 
 
 # phid models, --help.

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from authority import Authority
-from rig import ROOT, Daemon, DaemonFactory, Mosquitto, free_port, until
+from phid import exits
+from rig import ROOT, Daemon, DaemonFactory, Mosquitto, bound, free_port, locked, until
+from weighty import model_folder
 from wire import BASE, PATIENCE, Requester
 
 WELL_S = 3.0
@@ -42,12 +44,21 @@ class Ran:
 
 def phid(*arguments: str, **settings: object) -> Ran:
     """Run a command with these settings and none of the machine's."""
+    return run([sys.executable, "-m", "phid", *arguments], settings)
+
+
+def phid_bound(*arguments: str, **settings: object) -> Ran:
+    """The same as a user whom the rights of files bind."""
+    return run([*bound(), sys.executable, "-m", "phid", *arguments], settings)
+
+
+def run(command: list[str], settings: dict[str, object]) -> Ran:
     environment = {n: v for n, v in os.environ.items() if not n.upper().startswith("PHID_")}
     environment |= {"PYTHONPATH": str(ROOT / "daemon"), "PHID_CONFIG": os.devnull}
     environment |= {f"PHID_{name.upper()}": str(value) for name, value in settings.items()}
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "phid", *arguments],
+        command,
         env=environment,
         capture_output=True,
         text=True,
@@ -320,6 +331,83 @@ def test_a_daemon_whose_model_cannot_load(
     assert "the script says that loading fails" in ran.verdict("daemon")["says"]
     assert "the script says that loading fails" in ran.verdict("engine")["says"]
     mended(ran)
+
+
+# Where this user may not look.
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize(
+    ("what", "model"),
+    [
+        *((".", ""), (".", "mine"), ("models", ""), ("models", "mine")),
+        *(("models/mine", "mine"), ("models/mine/genai_config.json", "mine")),
+    ],
+)
+def test_a_model_that_may_not_be_looked_at_is_a_finding(
+    mosquitto: Mosquitto, tmp_path: Path, what: str, model: str
+) -> None:
+    state = tmp_path / "state"
+    model_folder(state / "models" / "mine")
+    model_folder(state / "models" / "other")
+    with locked(state / what):
+        ran = phid_bound(
+            *("doctor", "--json"),
+            mqtt__host="127.0.0.1",
+            mqtt__port=mosquitto.port,
+            engine__model=model,
+            models_dir=state / "models",
+        )
+    assert ran.status == 1, ran.err
+    found = ran.verdict("model")
+    assert found["says"].startswith(f"this user may not look at {state}")
+    assert (found["verdict"], found["mend"]) == ("bad", "sudo phid doctor")
+    assert ran.verdict("broker")["verdict"] == "ok"
+    mended(ran)
+
+
+def test_a_daemon_that_may_not_look_at_its_models_says_so_in_a_line(tmp_path: Path) -> None:
+    models = tmp_path / "state" / "models"
+    model_folder(models / "mine")
+    with locked(models.parent):
+        ran = phid_bound("run", models_dir=models)
+    says = f"this user may not look at {models}: give it the right to, or set another"
+    assert (ran.status, ran.err) == (exits.CONFIG, f"phid: models_dir: {says}\n")
+
+
+CREDENTIALS = {"engine__runtime": "scripted", "device": "dut", "mqtt__host": "127.0.0.1"}
+
+
+def test_credentials_that_may_not_be_looked_at_are_a_finding(tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    with locked(secrets):
+        ran = phid_bound("doctor", "--json", mqtt__credentials_dir=secrets, **CREDENTIALS)
+    found = ran.verdict("credentials")
+    says = f"mqtt.credentials_dir: {secrets / 'mqtt-username'}: Permission denied"
+    assert found == {
+        "name": "credentials",
+        "verdict": "bad",
+        "says": says,
+        "mend": f"ls -ld {secrets}",
+    }
+    assert says in ran.verdict("broker")["says"]
+    mended(ran)
+
+
+@pytest.mark.parametrize("command", [("ask", "hello", "--timeout", "1"), ("config", "show")])
+def test_credentials_that_may_not_be_looked_at_are_no_broker_that_is_away(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    with locked(secrets):
+        ran = phid_bound(*command, mqtt__credentials_dir=secrets, **CREDENTIALS)
+    assert ran.status in (exits.UNREACHABLE, exits.CONFIG)
+    assert f"mqtt.credentials_dir: {secrets / 'mqtt-'}" in ran.err
+    assert "Permission denied" in ran.err
+    assert "no broker at" not in ran.err
+    assert "Traceback" not in ran.err
 
 
 # The engine.

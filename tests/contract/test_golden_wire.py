@@ -37,6 +37,7 @@ from phid.proofs import Report, Selection
 from phid.roster import Notebook, Roster
 from phid.settings import Settings
 from phid.slots import Frame
+from phid.thermal import Heat
 from phid.traffic import Connected, Inbound, Protocol
 from phid.watches import Watch
 from phid.worker import Worker
@@ -283,15 +284,12 @@ def stopped() -> Iterator[None]:
     psutil.virtual_memory.return_value = mock.Mock(used=2048 << 20, total=8192 << 20)
     psutil.Process.return_value.memory_info.return_value = mock.Mock(rss=45 << 20)
     psutil.disk_usage.return_value = mock.Mock(free=9000 << 20)
-    psutil.sensors_temperatures.return_value = {"cpu": [mock.Mock(current=51.25)]}
-    throttled = mock.Mock()
-    throttled.read_text.return_value = "0x50000\n"
     with (
         mock.patch("time.time", return_value=float(NOW)),
         mock.patch("time.monotonic", return_value=1000.0),
         mock.patch("phid.health.psutil", psutil),
         mock.patch("phid.memory.psutil", psutil),
-        mock.patch("phid.health._RASPBERRY_THROTTLED", throttled),
+        mock.patch("phid.sensors.heat", return_value=Heat(51.2, throttled=False)),
         mock.patch("phid.reports.VERSION", "1.2.3"),
         mock.patch("os.cpu_count", return_value=4),
         mock.patch("platform.machine", return_value="aarch64"),

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "daemon" / "phid"
 VALUES = {"catalog", "decoding", "messages", "requests", "sections", "settings", "watches"}
 HOMES = {
     "paho": {"broker", "link"},
-    "psutil": {"health", "memory"},
+    "psutil": {"health", "memory", "sensors"},
     "onnxruntime_genai": {"native"},
     "sqlite3": {"journal", "tables"},
     "cv2": {"frames", "clips"},

@@ -267,6 +267,14 @@ def test_what_is_not_there_is_said(hub: Hub, source: Path, models: Path, repo: s
         fetch(models, BUILD.model_copy(update={"revision": "f" * 40}))
 
 
+@pytest.mark.parametrize("repo", ["acme//mine", "acme/my model", "https://hub/acme/mine"])
+def test_what_no_repository_is_called_is_one_line(hub: Hub, models: Path, repo: str) -> None:
+    with pytest.raises(HubError, match="a repository is called OWNER/NAME") as told:
+        fetch(models, BUILD.model_copy(update={"repo": repo}))
+    assert "\n" not in str(told.value)
+    assert hub.requests == []
+
+
 def test_a_folder_that_is_no_model_is_not_published(hub: Hub, models: Path) -> None:
     hub.commit(REPO, {f"{BELOW}/README.md": b"nothing"})
     with pytest.raises(HubError, match=r"is no model: there is no genai_config.json"):

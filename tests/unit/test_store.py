@@ -150,8 +150,38 @@ def test_a_name_is_a_folders_name(tmp_path: Path, shelf: Path, name: str) -> Non
 
 
 def test_a_name_is_not_taken_twice(kept: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="kept is there already: `phid models rm kept` first"):
+    with pytest.raises(StoreError, match="kept is there already: --replace it"):
         store.copy_in(tmp_path / "source", kept.parent, "kept", silent)
+
+
+def test_one_that_has_the_same_bytes_is_kept_and_another_takes_its_place(
+    kept: Path, tmp_path: Path
+) -> None:
+    source, inode = tmp_path / "source", (kept / "model.onnx.data").stat().st_ino
+    store.copy_in(source, kept.parent, "kept", silent, replace=True)
+    assert (kept / "model.onnx.data").stat().st_ino == inode
+    data = bytearray((source / "model.onnx.data").read_bytes())
+    data[7] ^= 1
+    (source / "model.onnx.data").write_bytes(data)
+    store.copy_in(source, kept.parent, "kept", silent, replace=True)
+    assert (kept / "model.onnx.data").read_bytes() == data
+    assert verified(kept) == []
+    (kept / "model.onnx.data").write_bytes(b"rotten")
+    store.copy_in(source, kept.parent, "kept", silent, replace=True)
+    assert (kept / "model.onnx.data").read_bytes() == data, "what has rotted is no longer the same"
+
+
+def test_what_is_there_stays_until_its_successor_is_whole(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "source" / "notes.txt").write_text("of another build")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        store.copy_in(tmp_path / "source", kept.parent, "kept", silent, replace=True)
+    assert verified(kept) == []
 
 
 def test_a_changed_byte_is_seen(kept: Path) -> None:
