@@ -322,6 +322,5 @@ def _inbound(message: paho.MQTTMessage) -> Inbound:
         response_topic=getattr(properties, "ResponseTopic", None),
         correlation=getattr(properties, "CorrelationData", None),
         expiry_s=getattr(properties, "MessageExpiryInterval", None),
-        content_type=getattr(properties, "ContentType", None),
         user=tuple(getattr(properties, "UserProperty", ())),
     )
