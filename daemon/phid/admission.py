@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from phid import attachments
 from phid.allowance import Allowance
 from phid.backlog import Backlog
 from phid.crew import Crew
@@ -60,7 +61,7 @@ class Admission:
         return self._health.wait_ms(1) or _DEFAULT_RETRY_MS
 
     def check(self, arrived: RequestArrived, now: float) -> None:
-        """Raises Refused for a request that is not to be taken."""
+        """Raises Refused for a request that is not to be taken, whatever its size."""
         if self.closed is not None:
             failure = self.closed
             raise Refused(failure.code, failure.message, retry_after_ms=failure.retry_after_ms)
@@ -70,15 +71,18 @@ class Admission:
         self._crew.check(arrived.request.model, pictures=bool(arrived.images))
         if arrived.deadline_s <= 0:
             raise Refused(Code.EXPIRED, "its deadline passed before it arrived")
-        if len(self._gathering) >= self._backlog.limit:
+        if attachments.wanted(arrived.images) and len(self._gathering) >= self._backlog.limit:
             says = f"{len(self._gathering)} requests wait for their parts"
             raise Refused(Code.BUSY, says, retry_after_ms=self.retry_after_ms)
+        self.check_room(arrived.client, 0)
+        self._check_rate(self._allowance.wait_ms(arrived.client, now))
+
+    def take(self, arrived: RequestArrived, now: float) -> None:
+        """Raises Refused for one that there is no room for; else it counts as its client's."""
         self.check_room(arrived.client, arrived.size_bytes)
         self._records.check_room(arrived.inbound.qos, arrived.size_bytes)
         # Last: who is refused for another reason has not used up its share.
-        if (wait_ms := self._allowance.take(arrived.client, now)) is not None:
-            says = f"{self._allowance.rate_per_minute:g} requests a minute of one client"
-            raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)
+        self._check_rate(self._allowance.take(arrived.client, now))
 
     def check_part(self, arrived: PartArrived, now: float) -> None:
         """Raises Refused (busy) for a picture sent apart that is not to be kept."""
@@ -91,4 +95,16 @@ class Admission:
 
     def check_room(self, client: str, size_bytes: int) -> None:
         """Raises Refused (busy) when no more of this client's can wait."""
-        self._backlog.check_room(client, size_bytes, self.retry_after_ms)
+        held = self._gathering
+        self._backlog.check_room(
+            client,
+            size_bytes,
+            self.retry_after_ms,
+            held=held.share(client),
+            held_bytes=held.size_bytes,
+        )
+
+    def _check_rate(self, wait_ms: int | None) -> None:
+        if wait_ms is not None:
+            says = f"{self._allowance.rate_per_minute:g} requests a minute of one client"
+            raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)

@@ -24,18 +24,31 @@ class Allowance:
     def __len__(self) -> int:
         return len(self._earned_at)
 
+    def wait_ms(self, client: str, now: float) -> int | None:
+        """None if this client may ask now; else in how many milliseconds it may."""
+        if not self.rate_per_minute:
+            return None
+        wait_s = self._earns_at(client, now) - now - self.burst * self._pause_s
+        return math.ceil(wait_s * 1000) if wait_s > 1e-6 else None  # sums of fractions are off
+
     def take(self, client: str, now: float) -> int | None:
-        """None if this client may ask now, and has; else in how many milliseconds it may."""
+        """The same, and if it may, it has."""
         if not self.rate_per_minute:
             self._earned_at.clear()
             return None
-        pause_s = 60.0 / self.rate_per_minute
-        earned_at = max(self._earned_at.get(client, now), now) + pause_s
-        wait_s = earned_at - now - self.burst * pause_s
-        if wait_s > 1e-6:  # sums of fractions are a little off
-            return math.ceil(wait_s * 1000)
+        if (wait_ms := self.wait_ms(client, now)) is not None:
+            return wait_ms
+        earned_at = self._earns_at(client, now)
         self._earned_at.pop(client, None)
         self._earned_at[client] = earned_at  # the last in the order of asking
         if len(self._earned_at) > _MAX_CLIENTS:
             del self._earned_at[next(iter(self._earned_at))]
         return None
+
+    @property
+    def _pause_s(self) -> float:
+        return 60.0 / self.rate_per_minute
+
+    def _earns_at(self, client: str, now: float) -> float:
+        """When it has earned one more than it took."""
+        return max(self._earned_at.get(client, now), now) + self._pause_s

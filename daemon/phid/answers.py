@@ -58,7 +58,10 @@ class Answers:
             # The id in it was made up just now, and nobody knows it.
             reply = ReplyAddress(self._topics.res(ticket.client, ticket.id), reply.correlation)
         if ticket.outcome is None or not ticket.published:
-            return ticket.also_answer(reply) and self.records.ask_again(ticket, reply, decided)
+            is_new = ticket.also_answer(reply)
+            if ticket.outcome is None and self.records.accept_late(ticket, arrived, decided):
+                return True
+            return is_new and self.records.ask_again(ticket, reply, decided)
         outcome = ticket.outcome.model_copy(update={"duplicate": True})
         self._outbox.repeat(reply, outcome, decided)
         return False
@@ -117,15 +120,14 @@ class Answers:
     def owe(self, ticket: Ticket) -> None:
         """Publish an outcome of an earlier run: whether the broker has it is not known."""
         assert ticket.outcome is not None
-        ticket.published = True
+        ticket.published, ticket.untold = True, 1 + len(ticket.late_addresses)
         for address in (ticket.address, *ticket.late_addresses):
-            number = ticket.number if address is ticket.address else None
-            self._outbox.answer(address, ticket.outcome, number, sent_before=True)
+            self._outbox.answer(address, ticket.outcome, ticket.number, sent_before=True)
 
     def _publish(self, ticket: Ticket) -> None:
         outcome = ticket.outcome
         assert outcome is not None
-        ticket.published = True
+        ticket.published, ticket.untold = True, 1 + len(ticket.late_addresses)
         self.unpublished -= 1
         if ticket.last_delta is not None:
             address = ticket.address
@@ -133,4 +135,5 @@ class Answers:
             ticket.last_delta = None
         self._outbox.answer(ticket.address, outcome, ticket.number)
         for address in ticket.late_addresses:
-            self._outbox.answer(address, outcome.model_copy(update={"duplicate": True}))
+            again = outcome.model_copy(update={"duplicate": True})
+            self._outbox.answer(address, again, ticket.number)

@@ -29,19 +29,31 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._ranked)
 
-    def check_room(self, client: str, size_bytes: int, retry_after_ms: int) -> None:
-        """Raises Refused (busy) when there is no room for one more of this client's."""
+    def check_room(
+        self,
+        client: str,
+        size_bytes: int,
+        retry_after_ms: int,
+        *,
+        held: int = 0,
+        held_bytes: int = 0,
+    ) -> None:
+        """Raises Refused (busy) when there is no room for one more of this client's.
+
+        `held` of its requests and `held_bytes` of all count too, that are to come here later.
+        """
         if len(self._ranked) >= self.limit:
             raise Refused(
                 Code.BUSY, f"{self.limit} requests are waiting", retry_after_ms=retry_after_ms
             )
-        if self._ranked and self._bytes + size_bytes > self.limit_bytes:
+        taken = self._bytes + held_bytes
+        if taken and taken + size_bytes > self.limit_bytes:
             raise Refused(
                 Code.BUSY,
-                f"the waiting requests take {self._bytes} bytes",
+                f"the waiting requests take {taken} bytes",
                 retry_after_ms=retry_after_ms,
             )
-        if self._share[client] >= self.per_client:
+        if self._share[client] + held >= self.per_client:
             raise Refused(
                 Code.BUSY,
                 f"{self.per_client} requests of this client are waiting",

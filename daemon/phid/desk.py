@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -122,11 +123,12 @@ class Desk:
         True if it is being written to the disk, and `decided` will be set when that is done.
         """
         try:
-            known = self._known(arrived)
+            known = self._known(arrived, now)
             if known is not None:
                 return self._answers.again(known, arrived, decided)
-            arrived = self._with_cameras(arrived, now)
             self.admission.check(arrived, now)
+            arrived = self._with_cameras(arrived, now)
+            self.admission.take(arrived, now)
         except Refused as refused:
             self.refuse(arrived.reply, arrived.id, refused.failure, decided)
             return False
@@ -146,22 +148,27 @@ class Desk:
         except Refused as refused:
             arrived = replace(arrived, part=refused.failure)
         being_written = self._records.keep_part(arrived, decided)
-        ticket = self.gathering.add(arrived.client, arrived.id, arrived.n, arrived.part, now)
+        key = arrived.client, arrived.id
+        ticket = self.gathering.add(key, arrived.n, arrived.part, now, kept=being_written)
         if ticket is not None:
             self._gather(ticket, now)
         return being_written
 
     def recover(self, left: Left, intake: Intake, now: float, wall: float) -> None:
         """Take over what an earlier run has left, in the order in which it was accepted."""
+        parts = defaultdict(list)
         for part in left.parts:
-            self.gathering.parts.add((part.client, part.id), part.n, part.data, now)
+            parts[part.client, part.id].append(part)
         keep_s = self.ledger.keep_s
         for one in recovery.read(left.rows, intake, now=now, wall=wall, keep_s=keep_s):
             if isinstance(one, recovery.Again):
                 ticket = self._open(one.arrived, one.arrived_at)
                 ticket.late_addresses += one.addresses
                 self._records.restore(ticket, one.number)
-                self._admit(ticket, one.arrived, now)
+                # It was accepted with them: no limit takes them away again.
+                for part in parts.pop(ticket.key, ()):
+                    self.gathering.parts.put_back(ticket.key, part.n, part.data, now)
+                self._admit(ticket, one.arrived, now, room=True)
                 continue
             self._records.restore(one.ticket, one.number)
             if one.failure is not None:
@@ -172,6 +179,9 @@ class Desk:
             one.ticket.published = True
             if not one.ticket.told:
                 self._answers.owe(one.ticket)
+        for key, strays in parts.items():
+            for part in strays:
+                self.gathering.parts.add(key, part.n, part.data, now, kept=True)
         self.ledger.prune(now)
 
     def written(self, event: JournalEvent, now: float) -> None:
@@ -272,6 +282,7 @@ class Desk:
         for ticket, failure in self.gathering.expired(now):
             self._end_with_error(ticket, failure, now)
         self.gathering.parts.prune(now)
+        self.ledger.prune(now)
         self._health.counts["parts_dropped"] = self.gathering.parts.dropped
         if (running := self._running) is not None and running.deadline <= now:
             self._cut(running, Finish.DEADLINE, _EXPIRED, now)
@@ -282,10 +293,12 @@ class Desk:
     def _running(self) -> Ticket | None:
         return self._runner.ticket
 
-    def _gather(self, ticket: Ticket, now: float) -> None:
+    def _gather(self, ticket: Ticket, now: float, *, room: bool = False) -> None:
+        """Let it wait for its turn if it is complete; for one of an earlier run there is room."""
         try:
             if self.gathering.complete(ticket):
-                self.admission.check_room(ticket.client, ticket.size_bytes)
+                if not room:
+                    self.admission.check_room(ticket.client, ticket.size_bytes)
                 self._enqueue(ticket, now)
         except Refused as refused:
             self._end_with_error(ticket, refused.failure, now)
@@ -314,10 +327,12 @@ class Desk:
         self.ledger.open(ticket)
         return ticket
 
-    def _admit(self, ticket: Ticket, arrived: RequestArrived, now: float) -> None:
+    def _admit(
+        self, ticket: Ticket, arrived: RequestArrived, now: float, *, room: bool = False
+    ) -> None:
         if attachments.wanted(arrived.images):
             self.gathering.hold(ticket, arrived.images, now)
-            self._gather(ticket, now)
+            self._gather(ticket, now, room=room)
         else:
             self._enqueue(ticket, now)
 
@@ -329,9 +344,10 @@ class Desk:
             return
         self._runner.take_back(ticket)
         self.backlog.remove(ticket)
-        self.gathering.drop(ticket)
         self.ledger.drop(ticket)
         self._records.forget(ticket)
+        ticket.number = None  # the disk does not have it, and need not have its parts
+        self.gathering.drop(ticket)
         says = f"what is accepted cannot be kept: {reason}"
         failure = Failure(Code.BUSY, says, retry_after_ms=self.admission.retry_after_ms)
         self._answers.refuse(ticket.address, ticket.id, failure, decided)
@@ -346,11 +362,11 @@ class Desk:
             message = AcceptedMessage(id=ticket.id, queue_pos=position, eta_ms=eta_ms)
             self._outbox.answer(ticket.address, message)
 
-    def _known(self, arrived: RequestArrived) -> Ticket | None:
+    def _known(self, arrived: RequestArrived, now: float) -> Ticket | None:
         if arrived.id_given:
-            return self.ledger.find((arrived.client, arrived.id), arrived.digest)
+            return self.ledger.find((arrived.client, arrived.id), arrived.digest, now)
         if arrived.redelivered:
-            return self.ledger.find_redelivered(arrived.topic, arrived.digest)
+            return self.ledger.find_redelivered(arrived.topic, arrived.digest, now)
         return None
 
     def _with_cameras(self, arrived: RequestArrived, now: float) -> RequestArrived:

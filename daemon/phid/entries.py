@@ -134,7 +134,10 @@ JournalEvent = Written | NotWritten
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A request as an earlier run has left it; `inbound` only while it has no outcome."""
+    """A request as an earlier run has left it; `inbound` only while it has no outcome.
+
+    `damaged`: what it asked cannot be read any more.
+    """
 
     accepted: Accepted
     marked: bool
@@ -142,6 +145,7 @@ class Row:
     outcome: str | None
     ended_ts: float
     told: bool
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

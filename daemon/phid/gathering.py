@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from phid import attachments
 from phid.attachments import Picture
 from phid.errors import Code, Failure
-from phid.ledger import Ticket
+from phid.ledger import Key, Ticket
 from phid.parts import Part, Parts
 
 
@@ -28,6 +28,15 @@ class Gathering:
         return len(self._held)
 
     @property
+    def size_bytes(self) -> int:
+        """Of the requests that are held, without their parts, which have a limit of their own."""
+        return sum(ticket.size_bytes for ticket in self._held)
+
+    def share(self, client: str) -> int:
+        """How many requests of this client's are held."""
+        return sum(ticket.client == client for ticket in self._held)
+
+    @property
     def due_at(self) -> float | None:
         """When the next of them has waited long enough."""
         return min((held.until for held in self._held.values()), default=None)
@@ -35,12 +44,13 @@ class Gathering:
     def hold(self, ticket: Ticket, pictures: tuple[Picture, ...], now: float) -> None:
         """Keep a request whose parts may be missing; `complete` says whether they are."""
         self._held[ticket] = _Held(pictures, now + self.parts.keep_s)
+        self.parts.wait_on(ticket.key, now)
 
-    def add(self, client: str, request_id: str, n: int, part: Part, now: float) -> Ticket | None:
-        """Keep a part: the request that it belongs to, if that is held."""
+    def add(self, key: Key, n: int, part: Part, now: float, *, kept: bool) -> Ticket | None:
+        """Keep a part, `kept` on the disk too: the request that it belongs to, if that is held."""
         self.parts.prune(now)
-        self.parts.add((client, request_id), n, part, now)
-        return next((t for t in self._held if t.key == (client, request_id)), None)
+        self.parts.add(key, n, part, now, kept=kept)
+        return next((t for t in self._held if t.key == key), None)
 
     def complete(self, ticket: Ticket) -> bool:
         """True if no part is missing: they are in the ticket's job now.
@@ -51,7 +61,7 @@ class Gathering:
         if self.parts.missing(ticket.key, attachments.wanted(held.pictures)):
             return False
         del self._held[ticket]
-        images = attachments.complete(held.pictures, self.parts.take(ticket.key))
+        images = attachments.complete(held.pictures, self._take(ticket))
         ticket.job = replace(ticket.job, images=images)
         ticket.size_bytes += sum(len(image.data) for image in images)
         return True
@@ -59,7 +69,11 @@ class Gathering:
     def drop(self, ticket: Ticket) -> None:
         """Forget a request that has ended otherwise, and its parts."""
         if self._held.pop(ticket, None) is not None:
-            self.parts.take(ticket.key)
+            self._take(ticket)
+
+    def _take(self, ticket: Ticket) -> dict[int, Part]:
+        """Its parts; the disk keeps those of a request that it keeps, until that is answered."""
+        return self.parts.take(ticket.key, for_good=ticket.number is None)
 
     def expired(self, now: float) -> list[tuple[Ticket, Failure]]:
         """Those that have waited long enough, with what their requesters are told."""

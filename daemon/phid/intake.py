@@ -16,6 +16,8 @@ from phid.settings import Settings
 from phid.topics import Address, Topics
 from phid.traffic import Inbound
 
+# It is kept as long as the outcome is, of a thousand requests.
+_MAX_CORRELATION_BYTES = 16_384
 _log = log.get("intake")
 
 
@@ -166,6 +168,9 @@ class Intake:
         return requests.salvage(inbound.payload, limit)
 
     def _request(self, inbound: Inbound, address: Address) -> RequestArrived:
+        if len(inbound.correlation or b"") > _MAX_CORRELATION_BYTES:
+            says = f"correlation data: at most {_MAX_CORRELATION_BYTES} bytes"
+            raise Refused(Code.TOO_LARGE, says)
         pictures: tuple[Picture, ...] = ()
         if address.kind == "text":
             request = requests.decode_request(inbound.payload, self.payload_bytes)
@@ -241,6 +246,9 @@ class Intake:
         operator: bool = False,
     ) -> ReplyAddress:
         wanted = inbound.response_topic or reply_to
+        if wanted is not None and len(wanted) > requests.MAX_TOPIC_CHARS:
+            says = f"reply topic: at most {requests.MAX_TOPIC_CHARS} characters"
+            raise Refused(Code.BAD_REQUEST, says, field="reply_to")
         if wanted is None:
             return ReplyAddress(self.topics.res(client, request_id), inbound.correlation)
         # Whoever may publish commands is an operator, and has an inbox of any client's name.

@@ -32,9 +32,9 @@ class Ticket:
     """One accepted request, from its arrival to its outcome. Times are monotonic seconds.
 
     `number` is its place in the journal, if it is kept there: `mark` says whether it is on the
-    disk that deltas of it are published, `told` that the broker has its outcome. An outcome is
-    `published` once it is on its way, after `last_delta` if that has waited for the disk. `model`
-    is the one that answers, once that is decided.
+    disk that deltas of it are published, `told` that the broker has its outcome for each who asked,
+    of whom `untold` are left. An outcome is `published` once it is on its way, after `last_delta`
+    if that has waited for the disk. `model` is the one that answers, once that is decided.
     """
 
     client: str
@@ -59,6 +59,7 @@ class Ticket:
     model: str | None = None
     last_delta: Delta | None = None
     told: bool = False
+    untold: int = 0
 
     @property
     def key(self) -> Key:
@@ -116,19 +117,19 @@ class Ledger:
         """Requests without an outcome yet, oldest first."""
         return list(self._open.values())
 
-    def find(self, key: Key, digest: str) -> Ticket | None:
+    def find(self, key: Key, digest: str, now: float) -> Ticket | None:
         """The ticket of the same request, open or ended; None if it is new.
 
         Raises Refused (id_conflict) when the id was used for another request.
         """
-        ticket = self._open.get(key) or self._ended.get(key)
+        ticket = self._known(self._open.get(key) or self._ended.get(key), now)
         if ticket is not None and ticket.digest != digest:
             raise Refused(Code.ID_CONFLICT, "this id was used for another request", field="id")
         return ticket
 
-    def find_redelivered(self, topic: str, digest: str) -> Ticket | None:
+    def find_redelivered(self, topic: str, digest: str, now: float) -> Ticket | None:
         """The ticket of a request that came without an id, now delivered again by the broker."""
-        return self._unnamed.get((topic, digest))
+        return self._known(self._unnamed.get((topic, digest)), now)
 
     def get_open(self, key: Key) -> Ticket | None:
         """The open ticket of this key."""
@@ -170,6 +171,13 @@ class Ledger:
         """Forget outcomes whose window is over."""
         for ticket in [t for t in self._ended.values() if t.forget_at <= now]:
             self._forget(ticket)
+
+    def _known(self, ticket: Ticket | None, now: float) -> Ticket | None:
+        """The ticket, unless its window is over."""
+        if ticket is None or ticket.state != "ended" or ticket.forget_at > now:
+            return ticket
+        self._forget(ticket)
+        return None
 
     def _forget(self, ticket: Ticket) -> None:
         del self._ended[ticket.key]

@@ -77,7 +77,7 @@ class _Section:
 _KINDS: dict[int, tuple[str | None, Callable[[_Section], object]]] = {
     0x01: (None, lambda section: section.number(1)),  # whether the payload is text
     0x02: ("expiry_s", lambda section: section.number(4)),
-    0x03: ("content_type", _Section.text),
+    0x03: (None, _Section.text),  # its type: the bytes tell
     0x08: ("response_topic", _Section.text),
     0x09: ("correlation", lambda section: section.take(section.number(2))),
     0x0B: (None, _Section.variable),  # the subscription's number: we have given none

@@ -22,6 +22,7 @@ class _Kept:
     since: float
     parts: dict[int, Part] = field(default_factory=dict)
     size_bytes: int = 0
+    on_disk: bool = False
 
     def put(self, n: int, part: Part) -> int:
         """By how many bytes it has grown."""
@@ -35,7 +36,7 @@ class Parts:
     """The parts that have come, by request; those that nobody asks for are dropped in time.
 
     Parts may come before their request or after it, and one may come again: the last counts.
-    `on_drop` is called with the request whose parts were dropped.
+    `on_drop` is called with a request whose parts are kept on the disk, and need not be any more.
     """
 
     def __init__(
@@ -48,26 +49,37 @@ class Parts:
         self._kept: dict[Key, _Kept] = {}
         self._bytes = 0
 
-    def add(self, key: Key, n: int, part: Part, now: float) -> None:
-        """Keep part n of a request.
+    def put_back(self, key: Key, n: int, part: Part, now: float) -> None:
+        """Keep part n, on the disk too, of a request that was accepted: whatever room there is."""
+        self._put(key, n, part, now, kept=True)
+
+    def add(self, key: Key, n: int, part: Part, now: float, *, kept: bool) -> None:
+        """Keep part n of a request; `kept` on the disk, too.
 
         When there is no room the oldest go, of the client that has most: who floods drops his own.
         """
-        self._bytes += self._kept.setdefault(key, _Kept(now)).put(n, part)
+        self._put(key, n, part, now, kept=kept)
         while self._bytes > self.limit_bytes or len(self._kept) > _MAX_KEYS:
             self._drop(self._first_to_go())
+
+    def wait_on(self, key: Key, now: float) -> None:
+        """Their request is there and waits for the rest: their time begins anew."""
+        if (kept := self._kept.get(key)) is not None:
+            kept.since = now
 
     def missing(self, key: Key, wanted: frozenset[int]) -> tuple[int, ...]:
         """Which of the parts have not come, in order."""
         kept = self._kept.get(key)
         return tuple(sorted(wanted - (kept.parts.keys() if kept else set())))
 
-    def take(self, key: Key) -> dict[int, Part]:
-        """All parts of a request, which are forgotten here."""
+    def take(self, key: Key, *, for_good: bool = True) -> dict[int, Part]:
+        """All parts of a request, which are forgotten here, and on the disk if it is `for_good`."""
         kept = self._kept.pop(key, None)
         if kept is None:
             return {}
         self._bytes -= kept.size_bytes
+        if for_good and kept.on_disk:
+            self.on_drop(key)
         return kept.parts
 
     def prune(self, now: float) -> None:
@@ -82,9 +94,13 @@ class Parts:
         ((most, _),) = held.most_common(1)
         return next(key for key in self._kept if key[0] == most)
 
+    def _put(self, key: Key, n: int, part: Part, now: float, *, kept: bool) -> None:
+        of_request = self._kept.setdefault(key, _Kept(now))
+        of_request.on_disk |= kept
+        self._bytes += of_request.put(n, part)
+
     def _drop(self, key: Key) -> None:
         self.dropped += len(self.take(key))
-        self.on_drop(key)
 
 
 def _size_bytes(part: Part) -> int:

@@ -127,6 +127,16 @@ class Records:
         self._entries.append(AskedAgain(ticket.number, address, decided))
         return True
 
+    def accept_late(self, ticket: Ticket, arrived: RequestArrived, decided: Decision) -> bool:
+        """The same for one that came at QoS 0, is not answered yet, and now comes at QoS 1."""
+        number = self._next
+        if ticket.number is not None or not self.accept(ticket, arrived, decided):
+            return False
+        self._entries += [AskedAgain(number, address) for address in ticket.late_addresses]
+        if ticket.mark != "no":  # deltas of it may be out
+            self._entries.append(Marked(number))
+        return True
+
     def keep_part(self, arrived: PartArrived, decided: Decision) -> bool:
         """The same for a picture sent apart."""
         if self._journal is None or not arrived.qos or not isinstance(arrived.part, bytes):
@@ -158,9 +168,12 @@ class Records:
         return True
 
     def told(self, number: int) -> None:
-        """The broker has the outcome."""
+        """The broker has the outcome, for one of those who asked."""
         ticket = self._tickets.get(number)
         if self._journal is None or ticket is None:
+            return
+        ticket.untold -= 1
+        if ticket.untold > 0:
             return
         if ticket.state == "forgotten":
             del self._tickets[number]

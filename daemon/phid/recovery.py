@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from phid import messages, wallclock
+from phid import log, messages, wallclock
 from phid.attachments import Picture, TopicRef
 from phid.entries import Row
 from phid.errors import Code, Failure
@@ -15,6 +15,8 @@ from phid.ledger import ReplyAddress, Ticket
 from phid.messages import ErrorMessage, Result
 from phid.requests import Request
 
+_log = log.get("recovery")
+_DAMAGED = Failure(Code.INTERNAL, "the journal is damaged where it was kept: ask again")
 _STARTED = Failure(Code.ENGINE_LOST, "the service was started anew while it was being answered")
 # What a closed ticket has in place of what was asked.
 _ASKED = Request(prompt="-")
@@ -53,17 +55,18 @@ def read(
         span_s = accepted.deadline_ts - accepted.accepted_ts
         if row.outcome is not None:
             ticket = _ticket(row, now - age_s, span_s)
-            outcome = messages.decode_answer(row.outcome.encode())
-            assert isinstance(outcome, Result | ErrorMessage)
-            ticket.outcome, ticket.state, ticket.told = outcome, "ended", row.told
+            ticket.outcome, ticket.state, ticket.told = _outcome(row), "ended", row.told
             since_s = wallclock.age_s(row.ended_ts, wall)
             ticket.forget_at = now - since_s + max(keep_s, span_s)
             yield Over(accepted.number, ticket)
             continue
-        arrival = None if row.marked else intake.read(accepted.inbound)
+        arrival = None if row.marked or row.damaged else intake.read(accepted.inbound)
         if not isinstance(arrival, RequestArrived):
-            # Other settings may not take what these took.
-            failure = arrival.failure if isinstance(arrival, ArrivalRefused) else _STARTED
+            failure = _STARTED if row.marked else _DAMAGED
+            if isinstance(arrival, ArrivalRefused):  # other settings may not take what these took
+                failure = arrival.failure
+            if failure is _DAMAGED:
+                _log.error("request_unreadable", id=accepted.id, client=accepted.client)
             yield Over(accepted.number, _ticket(row, now - age_s, span_s), failure)
             continue
         shown = dict(accepted.pictures)
@@ -82,6 +85,19 @@ def read(
             now - age_s,
             row.addresses,
         )
+
+
+def _outcome(row: Row) -> Result | ErrorMessage:
+    """What came of it; where that cannot be read any more, a word of that."""
+    assert row.outcome is not None
+    try:
+        outcome = messages.decode_answer(row.outcome.encode())
+    except ValueError:
+        outcome = None
+    if isinstance(outcome, Result | ErrorMessage):
+        return outcome
+    _log.error("outcome_unreadable", id=row.accepted.id, client=row.accepted.client)
+    return messages.error_message(row.accepted.id, _DAMAGED)
 
 
 def _shown(picture: Picture, data: bytes | None) -> Picture:

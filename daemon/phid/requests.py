@@ -22,6 +22,7 @@ from phid import topics
 from phid.decoding import decode, is_all_brackets, refusal
 from phid.errors import Code, Refused
 
+MAX_TOPIC_CHARS = 512
 _MAX_TAGS = 16
 _MAX_TAG_CHARS = 256
 
@@ -126,7 +127,7 @@ class ImageRef(_Message):
         None, ge=0, le=999, description="The bytes come on in/part/<client>/<id>/<part>."
     )
     topic: Annotated[str, AfterValidator(_topic)] | None = Field(
-        None, max_length=512, description="The newest frame of this camera topic."
+        None, max_length=MAX_TOPIC_CHARS, description="The newest frame of this camera topic."
     )
 
     @model_validator(mode="after")
@@ -180,7 +181,11 @@ class Request(_Message):
         600_000, ge=1, description="Not wanted any more after so long, counted from arrival."
     )
     priority: int = Field(5, ge=0, le=9, description="Higher goes first.")
-    reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
+    reply_to: str | None = Field(
+        None,
+        max_length=MAX_TOPIC_CHARS,
+        description="Reply topic; MQTT 5's Response Topic wins.",
+    )
     session: NotYet = Field(None, description="Not yet: a conversation kept on the device.")
     images: tuple[ImageRef, ...] = Field(
         (),
@@ -239,7 +244,7 @@ class Command(_Message):
         None, description="log: the new level."
     )
     for_s: float | None = Field(
-        None, gt=0, le=86400, allow_inf_nan=False, description="log: back to the old level after."
+        None, gt=0, le=86400, allow_inf_nan=False, description="log: the settings' level after."
     )
     what: Literal["engine", "service"] = Field("engine", description="restart: which program.")
 

@@ -112,12 +112,20 @@ def _accept(database: sqlite3.Connection, entry: Accepted) -> None:
             *(entry.accepted_ts, entry.deadline_ts),
         ),
     )
-    properties = json.dumps({"user": inbound.user, "content_type": inbound.content_type})
+    properties = json.dumps({"user": inbound.user})
     database.execute(
         "INSERT INTO payloads VALUES (?, ?, ?)", (entry.number, inbound.payload, properties)
     )
     for n, data in entry.pictures:
         _keep(database, entry.client, entry.id, n, entry.accepted_ts, data)
+
+
+def _user_properties(text: str | None) -> tuple[tuple[str, str], ...] | None:
+    """None where they cannot be read any more."""
+    try:
+        return tuple((str(n), str(v)) for n, v in json.loads(text)["user"]) if text else ()
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _keep(
@@ -154,15 +162,15 @@ def read(database: sqlite3.Connection) -> Left:
         *known, payload, properties = row
         (number, client, request_id, id_given, digest, topic, reply_topic, correlation) = known[:8]
         accepted_ts, deadline_ts, marked, outcome, ended_ts, told = known[8:]
-        said = json.loads(properties) if properties else {}
+        user = _user_properties(properties)
         inbound = Inbound(
             topic,
             payload or b"",
             qos=1,
             retain=False,
             dup=False,
-            content_type=said.get("content_type"),
-            user=tuple((name, value) for name, value in said.get("user", ())),
+            response_topic=reply_topic,
+            user=user or (),
         )
         shown = [(n, data) for n, _, data in pictures.get((client, request_id), ()) if n < 0]
         address = ReplyAddress(reply_topic, correlation)
@@ -171,7 +179,12 @@ def read(database: sqlite3.Connection) -> Left:
             *(accepted_ts, deadline_ts, tuple(shown)),
         )
         addresses = tuple(also.get(number, ()))
-        rows.append(Row(accepted, bool(marked), addresses, outcome, ended_ts or 0.0, bool(told)))
+        rows.append(
+            Row(
+                *(accepted, bool(marked), addresses, outcome, ended_ts or 0.0, bool(told)),
+                damaged=user is None,
+            )
+        )
     parts = tuple(
         PartKept(client, request_id, n, data, ts)
         for (client, request_id), kept in pictures.items()

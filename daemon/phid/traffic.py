@@ -80,7 +80,6 @@ class Inbound:
     response_topic: str | None = None
     correlation: bytes | None = None
     expiry_s: int | None = None
-    content_type: str | None = None
     user: tuple[tuple[str, str], ...] = ()
     fault: str | None = None
 

@@ -247,7 +247,6 @@ class Source:
             ),
             correlation=dice.choice((None, b"", b"\xff\x00", dice.randbytes(40))),
             expiry_s=dice.choice((None, 0, 1, 2**32 - 1)),
-            content_type=dice.choice((None, "application/json", "image/jpeg", self.text())),
             user=tuple((self.text(), self.text()) for _ in range(dice.randrange(3))),
         )
 

@@ -79,6 +79,7 @@ def ticket(client: str = "c") -> Ticket:
 def code_of(admission: Admission, arrival: RequestArrived, now: float = 0.0) -> Code | None:
     try:
         admission.check(arrival, now)
+        admission.take(arrival, now)
     except Refused as refused:
         return refused.failure.code
     return None
@@ -104,7 +105,44 @@ def test_those_that_wait_for_their_parts_have_a_bound_too(
 ) -> None:
     for n in range(LIMITS.backlog):
         gathering.hold(ticket(f"c{n}"), (PartRef(0),), 0.0)
+    assert code_of(admission, replace(arrived(), images=(PartRef(0),))) is Code.BUSY
+    assert code_of(admission, arrived()) is None, "who wants no parts is not in their line"
+
+
+def test_those_that_wait_for_their_parts_count_as_their_clients(
+    admission: Admission, gathering: Gathering
+) -> None:
+    for _ in range(LIMITS.per_client):
+        gathering.hold(ticket("c"), (PartRef(0),), 0.0)
+    assert code_of(admission, arrived("c")) is Code.BUSY
+    assert code_of(admission, arrived("another")) is None
+
+
+def test_those_that_wait_for_their_parts_count_with_their_bytes(
+    admission: Admission, gathering: Gathering, backlog: Backlog
+) -> None:
+    held = ticket("other")
+    held.size_bytes = backlog.limit_bytes
+    gathering.hold(held, (PartRef(0),), 0.0)
     assert code_of(admission, arrived()) is Code.BUSY
+    gathering.drop(held)
+    assert code_of(admission, arrived()) is None
+
+
+@pytest.mark.parametrize("why", ["closed", "its share", "its rate"])
+def test_what_needs_no_size_is_refused_before_anything_is_measured(
+    admission: Admission, backlog: Backlog, why: str
+) -> None:
+    match why:
+        case "closed":
+            admission.closed = Failure(Code.PAUSED, "paused")
+        case "its share":
+            for _ in range(LIMITS.per_client):
+                backlog.push(ticket())
+        case "its rate":
+            assert code_of(admission, arrived()) is None
+    with pytest.raises(Refused):
+        admission.check(arrived(), 0.0)
 
 
 def test_who_is_refused_for_lack_of_room_has_not_used_up_its_share(

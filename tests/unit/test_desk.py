@@ -13,11 +13,13 @@ import pytest
 
 from phid.crew import Crew
 from phid.desk import Desk
+from phid.entries import Accepted, Left, PartKept, Row
 from phid.errors import Code, Failure
 from phid.gallery import Gallery, Rules
 from phid.health import Health
 from phid.intake import ArrivalRefused, Intake, RequestArrived
 from phid.jobs import Load
+from phid.ledger import ReplyAddress
 from phid.lineup import Lineup, Model
 from phid.link import PahoLink
 from phid.messages import ErrorMessage
@@ -98,6 +100,25 @@ def hurry(desk: Desk) -> None:
     limits = SETTINGS.limits.model_copy(update={"rate_per_client": 1.0, "burst_per_client": 1})
     desk.configure(SETTINGS.model_copy(update={"limits": limits}))
     desk.take(arrived(PROMPT % ("x", ""), "c"), 1.0, Decision())  # type: ignore[arg-type]
+
+
+def test_what_was_accepted_with_its_parts_is_taken_over_whatever_room_there_is(desk: Desk) -> None:
+    count, part = SETTINGS.limits.backlog + 5, bytes(SETTINGS.vision.parts_bytes // 10)
+    topic = SETTINGS.topics.frame("c")
+    payload = b'{"prompt": "x", "id": "%s", "images": [{"part": 0}]}'
+    rows = []
+    for n in range(count):
+        message = Inbound(topic, payload % f"r{n}".encode(), qos=1, retain=False, dup=False)
+        accepted = Accepted(
+            *(n + 1, "c", f"r{n}", True, f"d{n}", message),
+            ReplyAddress(SETTINGS.topics.rx("c")),
+            accepted_ts=1e9,
+            deadline_ts=1e9 + 60,
+        )
+        rows.append(Row(accepted, marked=False, addresses=(), outcome=None, ended_ts=0, told=False))
+    parts = tuple(PartKept("c", f"r{n}", 0, part, 1e9) for n in range(count))
+    desk.recover(Left(tuple(rows), parts), INTAKE, 0.0, 1e9)
+    assert (len(desk.backlog), len(desk.gathering)) == (count, 0)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,30 @@ def test_the_response_topic_wins_over_reply_to() -> None:
     assert arrival.reply.topic == "phid/v1/client/me/rx"
 
 
+LONG = "phid/v1/client/me/" + "x" * 512
+
+
+@pytest.mark.parametrize(
+    ("payload", "properties", "code"),
+    [
+        (
+            {"prompt": "x", "reply_to": LONG},
+            {"response_topic": "phid/v1/client/me/rx"},
+            "bad_request",
+        ),
+        ({"prompt": "x", "reply_to": LONG}, {}, "bad_request"),
+        ({"prompt": "x"}, {"response_topic": LONG}, "bad_request"),
+        ({"prompt": "x"}, {"correlation": bytes(16_385)}, "too_large"),
+    ],
+)
+def test_nothing_long_is_kept_of_the_way_back(
+    payload: object, properties: dict[str, Any], code: str
+) -> None:
+    arrival = INTAKE.read(inbound(payload, **properties))
+    assert isinstance(arrival, ArrivalRefused)
+    assert arrival.failure.code == code
+
+
 @pytest.mark.parametrize(
     ("deadline_ms", "expiry_s", "deadline_s"),
     [

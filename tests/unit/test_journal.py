@@ -7,6 +7,7 @@ import os
 import queue
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -41,9 +42,7 @@ MIB = 1 << 20
 
 
 def accepted(number: int, payload: bytes = b"{}", **fields: object) -> Accepted:
-    inbound = Inbound(
-        "in/text/c", payload, qos=1, retain=False, dup=False, user=(("a", "é"),), content_type="x"
-    )
+    inbound = Inbound("in/text/c", payload, qos=1, retain=False, dup=False, user=(("a", "é"),))
     known = {
         "number": number,
         "client": "c",
@@ -99,12 +98,24 @@ def test_a_request_comes_back_as_it_was(path: Path) -> None:
     book.journal.stop()
     left = again(path)
     (row,) = left.rows
-    assert row.accepted.inbound == entry.inbound
+    # Where its answer goes is decided, whatever its payload says beside.
+    assert row.accepted.inbound == replace(entry.inbound, response_topic=entry.address.topic)
+    assert not row.damaged
     assert set(row.accepted.pictures) == set(entry.pictures)
     assert row.accepted.address == entry.address
     assert row.addresses == (other,)
     assert (row.marked, row.outcome, row.told) == (False, None, False)
     assert left.parts == (PartKept("c", "r7", 0, b"part", 5.0),)
+
+
+def test_properties_that_cannot_be_read_any_more_damage_their_request_alone(path: Path) -> None:
+    book = Book(path)
+    assert book.write(accepted(1), accepted(2))
+    book.journal.stop()
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE payloads SET properties = '{\"us' WHERE number = 1")
+    database.close()
+    assert [row.damaged for row in again(path).rows] == [True, False]
 
 
 def test_an_outcome_takes_the_place_of_what_was_asked(path: Path) -> None:

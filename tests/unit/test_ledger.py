@@ -49,10 +49,10 @@ def test_the_same_request_is_found_and_another_under_its_id_refused(
     ledger.open(known)
     if ended:
         ledger.close(known, OUTCOME, 1.0)
-    assert ledger.find(("c", "i"), "d") is known
-    assert ledger.find(("other", "i"), "d") is None
+    assert ledger.find(("c", "i"), "d", 0.0) is known
+    assert ledger.find(("other", "i"), "d", 0.0) is None
     with pytest.raises(Refused) as refused:
-        ledger.find(("c", "i"), "other")
+        ledger.find(("c", "i"), "other", 0.0)
     assert refused.value.failure.code is Code.ID_CONFLICT
     assert refused.value.failure.field == "id"
 
@@ -62,9 +62,9 @@ def test_an_outcome_is_kept_for_the_window_and_not_longer(ledger: Ledger) -> Non
     ledger.open(known)
     ledger.close(known, OUTCOME, now=5.0)
     ledger.prune(104.9)
-    assert ledger.find(("c", "i"), "d") is known
+    assert ledger.find(("c", "i"), "d", 0.0) is known
     ledger.prune(105.0)
-    assert ledger.find(("c", "i"), "d") is None
+    assert ledger.find(("c", "i"), "d", 0.0) is None
     assert len(ledger) == 0
 
 
@@ -73,9 +73,30 @@ def test_an_outcome_is_kept_at_least_as_long_as_its_deadline(ledger: Ledger) -> 
     ledger.open(known)
     ledger.close(known, OUTCOME, now=5.0)
     ledger.prune(504.9)
-    assert ledger.find(("c", "i"), "d") is known
+    assert ledger.find(("c", "i"), "d", 0.0) is known
     ledger.prune(505.0)
-    assert ledger.find(("c", "i"), "d") is None
+    assert ledger.find(("c", "i"), "d", 0.0) is None
+
+
+@pytest.mark.parametrize("id_given", [True, False])
+def test_an_outcome_is_no_answer_after_its_window_even_where_nothing_else_ends(
+    id_given: bool,
+) -> None:
+    forgotten: list[Ticket] = []
+    ledger = Ledger(keep_s=100, keep_entries=3, on_forget=forgotten.append)
+    known = ticket(id_given=id_given)
+    ledger.open(known)
+    ledger.close(known, OUTCOME, now=5.0)
+
+    def find(digest: str, now: float) -> Ticket | None:
+        if id_given:
+            return ledger.find(("c", "i"), digest, now)
+        return ledger.find_redelivered("topic", digest, now)
+
+    assert find("d", 104.9) is known
+    assert find("d", 105.0) is None
+    assert find("other", 105.0) is None, "nor is it in the way of another request"
+    assert (forgotten, len(ledger)) == ([known], 0)
 
 
 def test_the_oldest_outcome_makes_room(ledger: Ledger) -> None:
@@ -84,10 +105,10 @@ def test_the_oldest_outcome_makes_room(ledger: Ledger) -> None:
         ledger.open(known)
         ledger.close(known, OUTCOME, float(n))
     assert len(ledger) == 3
-    assert ledger.find(("c", "i1"), "d1") is None
-    assert ledger.find(("c", "i2"), "d2") is not None
-    assert ledger.find_redelivered("topic", "d1") is None
-    assert ledger.find_redelivered("topic", "d2") is not None
+    assert ledger.find(("c", "i1"), "d1", 0.0) is None
+    assert ledger.find(("c", "i2"), "d2", 0.0) is not None
+    assert ledger.find_redelivered("topic", "d1", 0.0) is None
+    assert ledger.find_redelivered("topic", "d2", 0.0) is not None
 
 
 def test_the_memory_of_an_outcome_does_not_hold_its_prompt(ledger: Ledger) -> None:
@@ -107,14 +128,14 @@ def test_without_an_id_the_latest_of_its_kind_is_found_and_forgetting_an_older_k
     ledger.open(newer)
     ledger.close(older, OUTCOME, 0.0)
     ledger.prune(200.0)
-    assert ledger.find_redelivered("topic", "d") is newer
-    assert ledger.find_redelivered("topic", "other") is None
-    assert ledger.find_redelivered("elsewhere", "d") is None
+    assert ledger.find_redelivered("topic", "d", 0.0) is newer
+    assert ledger.find_redelivered("topic", "other", 0.0) is None
+    assert ledger.find_redelivered("elsewhere", "d", 0.0) is None
 
 
 def test_one_with_an_id_is_no_answer_to_one_without(ledger: Ledger) -> None:
     ledger.open(ticket())
-    assert ledger.find_redelivered("topic", "d") is None
+    assert ledger.find_redelivered("topic", "d", 0.0) is None
 
 
 def test_those_who_ask_again_are_answered_once_each_and_only_so_many() -> None:

@@ -49,7 +49,6 @@ def test_a_message_is_read_as_its_sender_wrote_it() -> None:
             response_topic="räx",
             correlation=b"\0\xff",
             expiry_s=2**32 - 1,
-            content_type="image/jpeg",
             user=tuple(said.UserProperty),
         ),
     )

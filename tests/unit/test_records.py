@@ -16,7 +16,7 @@ import pytest
 
 from phid.crew import Crew
 from phid.desk import Desk
-from phid.entries import Accepted, Ended, Entry, JournalEvent, Marked, Told
+from phid.entries import Accepted, AskedAgain, Ended, Entry, JournalEvent, Marked, Told
 from phid.gallery import Gallery, Rules
 from phid.health import Health
 from phid.intake import Intake, RequestArrived
@@ -70,7 +70,7 @@ class Owner:
         self._begun: list[Entry] | None = None
         self.disk.open()
         self.link = Recorder()
-        self.now = 0.0
+        self.now, self.acknowledges = 0.0, True
         self.records = Records(self.disk, Health(folder))
         self.outbox = Outbox()
         self.outbox.connect(connected(self.link, packet_bytes=1 << 20, window=100))
@@ -83,14 +83,16 @@ class Owner:
             SETTINGS, crew, self.outbox, Health(folder), lambda _: None, picture, self.records
         )
 
-    def take(self, prompt: str, **fields: object) -> Decision:
-        """A request arrives at QoS 1, and goes to the engine at once."""
+    def take(self, prompt: str, qos: int = 1, tail: str = "rx", **fields: object) -> Decision:
+        """A request arrives, and goes to the engine at once; at QoS 1 it is to be written."""
         payload = json.dumps({"prompt": prompt, "id": "r", **fields}).encode()
-        topic = SETTINGS.topics.text("c")
-        arrived = INTAKE.read(Inbound(topic, payload, qos=1, retain=False, dup=False))
+        topic, reply_to = SETTINGS.topics.text("c"), f"phid/v1/client/c/{tail}"
+        arrived = INTAKE.read(
+            Inbound(topic, payload, qos, retain=False, dup=False, response_topic=reply_to)
+        )
         decided = Decision()
         assert isinstance(arrived, RequestArrived)
-        assert self.desk.take(arrived, self.now, decided)
+        assert self.desk.take(arrived, self.now, decided) == bool(qos)
         self._end_turn()
         return decided
 
@@ -135,7 +137,7 @@ class Owner:
         return [str(p["payload"]["type"]) for p in self.link.published]
 
     def _end_turn(self) -> None:
-        for mid in range(1, len(self.link.published) + 1):
+        for mid in range(1, len(self.link.published) + 1) if self.acknowledges else ():
             self.outbox.sent(Sent(self.link.session, mid))
         self.desk.tick(self.now)
         self.records.commit()
@@ -222,3 +224,32 @@ def test_a_stream_of_two_hundred_tokens_costs_a_write_a_mark_and_an_outcome(owne
         [Ended],
         [Told],  # which could wait
     ]
+
+
+def test_who_asks_again_at_qos_1_what_came_at_qos_0_has_it_kept(owner: Owner) -> None:
+    owner.take("x", qos=0, stream="delta")
+    owner.say(Started(owner.job_id, LONG))
+    owner.stream(2)
+    decided = owner.take("x", tail="other", stream="delta")
+    assert not decided.is_set()
+    assert owner.commit() == [Accepted, AskedAgain, Marked]
+    assert decided.is_set()
+    owner.finish("t0 t1 ", 2)
+    assert owner.commit() == [Ended]
+    assert owner.told.count("result") == 2
+
+
+def test_an_outcome_is_told_when_everybody_who_asked_has_it(owner: Owner) -> None:
+    owner.take("x")
+    owner.commit()
+    owner.take("x", tail="other")
+    owner.commit()
+    sent = len(owner.link.published)
+    owner.acknowledges = False
+    owner.finish("y", 1)
+    owner.commit()
+    first, second = range(sent + 1, len(owner.link.published) + 1)
+    owner.outbox.sent(Sent(owner.link.session, first))
+    assert not owner.disk.waiting, "the other would be lost with a crash"
+    owner.outbox.sent(Sent(owner.link.session, second))
+    assert owner.disk.waiting

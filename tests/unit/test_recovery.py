@@ -93,6 +93,36 @@ def test_an_outcome_is_kept_as_long_as_it_would_have_been(*, told: bool) -> None
     assert over.ticket.forget_at == NOW - 100 + 600
 
 
+@pytest.mark.parametrize("outcome", ["{", "{}", '{"type":"result","id":7}', '{"type":"ctl"}'])
+@pytest.mark.parametrize("told", [True, False])
+def test_an_outcome_that_cannot_be_read_any_more_is_told_as_that(
+    outcome: str, *, told: bool
+) -> None:
+    over = one(row(outcome=outcome, told=told))
+    assert isinstance(over, Over)
+    assert over.failure is None
+    message = over.ticket.outcome
+    assert isinstance(message, ErrorMessage)
+    assert (message.id, message.code) == ("r", Code.INTERNAL)
+    assert over.ticket.told is told, "what was told is not told again"
+
+
+def test_a_request_that_cannot_be_read_any_more_is_answered_and_not_guessed_at() -> None:
+    over = one(row(damaged=True))
+    assert isinstance(over, Over)
+    assert over.failure is not None
+    assert over.failure.code is Code.INTERNAL
+    assert over.ticket.outcome is None
+
+
+def test_a_request_whose_way_back_was_allowed_is_not_read_by_another() -> None:
+    inbound = replace(row().accepted.inbound, payload=b'{"prompt": "x", "reply_to": "not/ours"}')
+    told = replace(row().accepted, inbound=replace(inbound, response_topic=ADDRESS.topic))
+    again = one(row(accepted=told))
+    assert isinstance(again, Again)
+    assert again.arrived.reply == ADDRESS
+
+
 def test_the_order_is_that_of_acceptance() -> None:
     rows = [replace(row(), accepted=replace(row().accepted, number=n)) for n in (1, 2, 5)]
     found = recovery.read(tuple(rows), INTAKE, now=NOW, wall=WALL, keep_s=600)
