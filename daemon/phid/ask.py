@@ -14,13 +14,14 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from phid import exits, messages
-from phid.client import Client, Unheard
+from phid.client import Client, Forbidden, Unheard
 from phid.errors import Code
 from phid.jobs import Finish
 from phid.messages import Delta, ErrorMessage, Outcome, Result
 from phid.requests import CancelRequest, Request
 from phid.settings import Settings
 from phid.topics import Topics
+from phid.traffic import Inbound
 
 _EXITS = {
     exits.OK: "answered",
@@ -35,6 +36,8 @@ _EXITS = {
 }
 
 _AGAIN_S = 1.0
+# How long after the deadline its answer may take to come.
+_GRACE_S = 1.5
 _RETRIABLE = frozenset({Code.BUSY, Code.LOADING, Code.PAUSED, Code.DRAINING})
 
 
@@ -181,6 +184,13 @@ def _ask(settings: Settings, question: _Question, out: TextIO, err: TextIO) -> i
                 client.publish(topics.cancel(name), cancel)
                 print("\ncancelled", file=err)
                 return exits.INTERRUPTED
+    except Forbidden as refused:
+        print(
+            f"phid: the broker does not let us ask as client {name!r} ({refused}): where users have"
+            " an ACL of phid's, --client is the user's name",
+            file=err,
+        )
+        return exits.NO_ANSWER
     except Unheard:
         print(
             f"phid: no device named {settings.device!r} listens on this broker: "
@@ -213,16 +223,19 @@ def _converse(
             (topics.frame if request.images else topics.text)(client.name),
             messages.encode(request),
             response_topic=topics.rx(client.name),
+            correlation=_correlation(request),
             expiry_s=max(1, round(late - now)),
             must_be_heard=not question.wait,
         )
-        until = min(late, now + _AGAIN_S) if question.wait else late
+        # The device answers when the deadline passes, with what there is by then.
+        last = late + _GRACE_S
+        until = min(last, now + _AGAIN_S) if question.wait else last
         while (inbound := client.receive(until)) is not None:
-            match _answer(inbound.payload, request.id):
+            match _answer(inbound, request):
                 case None:
                     continue
                 case Delta() as delta:
-                    until = late
+                    until = last
                     printed.add(delta)
                 case Result() as result:
                     printed.finish(result.text)
@@ -234,17 +247,25 @@ def _converse(
                     time.sleep(_AGAIN_S)
                     break
                 case _:  # accepted: from here on it is only a matter of time
-                    until = late
+                    until = last
     return None
 
 
-def _answer(payload: bytes, request_id: str | None) -> messages.Answer | None:
-    """What a device says to our request; None for anything else that reached our inbox."""
+def _answer(inbound: Inbound, request: Request) -> messages.Answer | None:
+    """What a device says to our request; None for anything else that reached our inbox.
+
+    Of a request that could not be read the device knows no id.
+    """
     try:
-        answer = messages.decode_answer(payload)
+        answer = messages.decode_answer(inbound.payload)
     except ValueError:
         return None
-    return answer if answer.id == request_id else None
+    ours = answer.id == request.id or inbound.correlation == _correlation(request)
+    return answer if ours else None
+
+
+def _correlation(request: Request) -> bytes:
+    return (request.id or "").encode()
 
 
 class _Printer:

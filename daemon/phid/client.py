@@ -28,6 +28,10 @@ class Unheard(Exception):  # noqa: N818 - it reads as what it says
     """The broker says that nobody is subscribed to what was published."""
 
 
+class Forbidden(Exception):  # noqa: N818 - it reads as what it says
+    """The broker does not let us publish that; the message is its reason."""
+
+
 class Client:
     """A connection to the broker for one command, closed at its end.
 
@@ -85,22 +89,30 @@ class Client:
         payload: bytes,
         *,
         response_topic: str | None = None,
+        correlation: bytes | None = None,
         expiry_s: int | None = None,
         must_be_heard: bool = False,
     ) -> None:
         """Publish at QoS 1, without waiting for the broker.
 
-        With `must_be_heard`, `receive` raises Unheard when the broker says that nobody is.
+        With `must_be_heard`, `receive` raises Unheard when the broker says that nobody is, and
+        Forbidden when it does not take it.
         """
         assert self._link is not None
-        mid = self._link.publish(topic, payload, response_topic=response_topic, expiry_s=expiry_s)
+        mid = self._link.publish(
+            topic,
+            payload,
+            response_topic=response_topic,
+            correlation=correlation,
+            expiry_s=expiry_s,
+        )
         if must_be_heard:
             self._to_be_heard.add(mid)
 
     def receive(self, until: float) -> Inbound | None:
         """The next message; None when there is none until then (monotonic seconds).
 
-        Raises Unreachable when the connection is lost, and Unheard.
+        Raises Unreachable when the connection is lost, Forbidden, and Unheard.
         """
         while (left := until - time.monotonic()) > 0:
             event = self._inbox.get(left)
@@ -108,6 +120,9 @@ class Client:
                 return event
             if isinstance(event, Disconnected):
                 raise Unreachable(event.reason)
-            if isinstance(event, Sent) and not event.heard and event.mid in self._to_be_heard:
-                raise Unheard
+            if isinstance(event, Sent) and event.mid in self._to_be_heard:
+                if event.refusal is not None:
+                    raise Forbidden(event.refusal)
+                if not event.heard:
+                    raise Unheard
         return None

@@ -257,8 +257,8 @@ def _pull(settings: Settings, options: argparse.Namespace) -> int:
         from phid import hub, pull  # noqa: PLC0415 - needs what phid[hub] brings
     except ModuleNotFoundError as error:
         raise StoreError(
-            f"pulling needs {error.name}: pip install 'phid[hub]'; or bring the folder here and"
-            " `phid models import` it"
+            f"pulling needs {error.name}: pip install '.[hub]' in phid's checkout; or bring the"
+            " folder here and `phid models import` it"
         ) from None
     try:
         pulled = pull.pull(build, settings.models_dir, progress.Progress(), latest=options.latest)

@@ -264,7 +264,8 @@ class Worker:
             self.why, self.retry_at = self.recycling, now
             return True
         self.recycling = None
-        why = self._hung or describe_exit(ended.returncode)
+        by_command = "was restarted by a command" if self._asked_to_end else None
+        why = self._hung or by_command or describe_exit(ended.returncode)
         if self._proving:
             self.placing.unproved(why)
         elif not self._asked_to_end:

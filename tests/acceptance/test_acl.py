@@ -300,6 +300,7 @@ def test_phids_own_commands_work_for_those_who_may(site: Site) -> None:
     assert (answered.returncode, answered.stdout) == (0, "over TLS\n"), answered.stderr
     forged = site.phid("bob", "ask", "--device=dut", "--client=alice", "--timeout=2", "over TLS")
     assert forged.returncode != 0
+    assert "the broker does not let us ask as client 'alice' (Not authorized)" in forged.stderr
     seen = site.phid("wall", "fleet", "--once", "--json", "--wait=1")
     assert [row["state"] for row in json.loads(seen.stdout) if row["device"] == "dut"] == ["online"]
     examined = site.phid("dut", "doctor", "--json")

@@ -193,6 +193,19 @@ def test_ask_says_that_the_device_takes_nothing_now_and_waits_where_it_may(
     assert (waiting.returncode, out) == (exits.OK, "patience\n")
 
 
+def test_ask_hears_a_refusal_of_what_was_too_large_to_have_its_id_read(daemon: Daemon) -> None:
+    asked = phid(daemon.port, "ask", "-", stdin="x" * 1_100_000)
+    assert asked.returncode == 1
+    assert asked.stderr.startswith("phid: too_large: ")
+
+
+def test_ask_whose_time_is_up_prints_what_there_is(daemon: Daemon) -> None:
+    asked = phid(daemon.port, "ask", "--timeout", "2", script(tokens=2000, token_ms=20))
+    assert asked.returncode == 6
+    assert asked.stdout.startswith("t1 t2 ")
+    assert "finish: deadline" in asked.stderr
+
+
 def test_ask_that_is_interrupted_cancels_its_request(daemon: Daemon, asker: Requester) -> None:
     asker.listen(f"{BASE}/dut/out/event")
     process = start(daemon.port, "ask", script(tokens=250, token_ms=50))

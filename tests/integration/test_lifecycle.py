@@ -421,7 +421,8 @@ def test_an_engine_is_restarted_on_command(start_daemon: DaemonFactory, watcher:
     daemon = start_daemon()
     engine = daemon.engine_pid
     assert watcher.ctl("restart", what="engine")["ok"]
-    watcher.status("degraded")
+    reason = watcher.status("degraded")["reason"]
+    assert reason == "engine_lost: the engine was restarted by a command", "no crash is told"
     watcher.status("online")
     assert daemon.engine_pid != engine
     assert watcher.ask("anew")["text"] == "anew"

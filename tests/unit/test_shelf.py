@@ -239,7 +239,7 @@ def test_without_the_hubs_client_the_line_that_brings_it_is_told(
         monkeypatch.delitem(sys.modules, f"phid.{module}", raising=False)
         monkeypatch.delattr(phid, module, raising=False)
     _, _, err = models("pull", "phi-3.5-mini")
-    assert "pulling needs huggingface_hub: pip install 'phid[hub]'" in err
+    assert "pulling needs huggingface_hub: pip install '.[hub]'" in err
 
 
 @pytest.mark.usefixtures("quick")
