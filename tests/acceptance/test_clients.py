@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -85,6 +86,18 @@ def test_mosquitto_rr_prints_the_result(daemon: Daemon) -> None:
 
 
 # phid ask.
+
+
+def test_the_readmes_program_prints_the_answer(daemon: Daemon) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for said, here in (('"localhost", 1883', f'"127.0.0.1", {daemon.port}'), ("/demo/", "/dut/")):
+        assert program.count(said) == 1
+        program = program.replace(said, here)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True,
+        timeout=20 * PATIENCE,
+    )  # fmt: skip
+    assert done.stdout == "What is the capital of France?\n"
 
 
 def test_ask_prints_the_answer_and_says_how_it_went(daemon: Daemon) -> None:

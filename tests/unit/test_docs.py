@@ -183,3 +183,11 @@ def test_the_examples_of_answers_are_answers() -> None:
     result, error = answers
     assert list(Result.model_validate(result).model_dump(exclude_none=True)) == list(result)
     assert list(ErrorMessage.model_validate(error).model_dump(exclude_none=True)) == list(error)
+
+
+def test_the_examples_of_what_is_heard_are_what_is_sent() -> None:
+    block = (ROOT / "README.md").read_text().partition("<!-- heard:")[2].split("```")[1]
+    sent = {path.read_text().strip() for path in (ROOT / "tests/golden").glob("*.json")}
+    lines = block.strip().splitlines()
+    assert len(lines) >= 5
+    assert set(lines) <= sent
