@@ -147,8 +147,12 @@ class Records:
         return True
 
     def parts_dropped(self, key: Key) -> None:
-        """Nobody has asked for these parts: they need no room on the disk either."""
-        if self._journal is not None:
+        """These parts are not needed any more, on the disk either."""
+        if self._journal is None:
+            return
+        if self._entries:  # they may be among what this turn has brought
+            self._entries.append(PartsDropped(*key))
+        else:
             self._journal.write_later(PartsDropped(*key))
 
     def mark(self, ticket: Ticket) -> None:
@@ -189,6 +193,8 @@ class Records:
         if ticket.told or ticket.outcome is None:
             self._tickets.pop(ticket.number, None)
             self._journal.write_later(Forgotten(ticket.number))
+        if ticket.outcome is None:  # it was not taken after all, though its parts may have been
+            self.parts_dropped(ticket.key)
 
     def restore(self, ticket: Ticket, number: int) -> None:
         """Know a ticket that an earlier run has written."""

@@ -80,11 +80,11 @@ def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901 - a
         case Marked(number):
             database.execute("UPDATE requests SET marked = 1 WHERE number = ?", (number,))
         case Ended(number, outcome, ts):
+            _drop_payload(database, number)
             database.execute(
                 "UPDATE requests SET outcome = ?, ended_ts = ? WHERE number = ?",
                 (outcome, ts, number),
             )
-            _drop_payload(database, number)
         case Told(number):
             database.execute("UPDATE requests SET told = 1 WHERE number = ?", (number,))
             database.execute("DELETE FROM addresses WHERE number = ?", (number,))
@@ -137,11 +137,14 @@ def _keep(
 
 
 def _drop_payload(database: sqlite3.Connection, number: int) -> None:
-    """Nobody needs what it asked any more, only what came of it."""
+    """Nobody needs what it asked any more, only what came of it.
+
+    After its end, pictures under its id are another's.
+    """
     database.execute("DELETE FROM payloads WHERE number = ?", (number,))
     database.execute(
         "DELETE FROM pictures WHERE (client, id) IN"
-        " (SELECT client, id FROM requests WHERE number = ?)",
+        " (SELECT client, id FROM requests WHERE number = ? AND outcome IS NULL)",
         (number,),
     )
 

@@ -5,22 +5,26 @@ The owner's part of the daemon and the real journal, whose thread does a commit 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
+import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+import pictures
 from phid.crew import Crew
 from phid.desk import Desk
 from phid.entries import Accepted, AskedAgain, Ended, Entry, JournalEvent, Marked, Told
 from phid.gallery import Gallery, Rules
 from phid.health import Health
-from phid.intake import Intake, RequestArrived
-from phid.jobs import Finish, Finished, Job, Load, Started, Tokens, Usage
+from phid.intake import Intake, PartArrived, RequestArrived
+from phid.jobs import Finish, Finished, Image, Job, Load, Started, Tokens, Usage
 from phid.journal import Journal
 from phid.lineup import Lineup, Model
 from phid.outbox import Outbox
@@ -32,6 +36,8 @@ from unit.test_outbox import Recorder, connected
 
 SETTINGS = Settings(device="dev")
 INTAKE = Intake(SETTINGS.topics, payload_bytes=1 << 20, max_tokens=1000, deadline_ms=600_000)
+CAMERA = "cam/door"
+PICTURE = pictures.jpeg()
 LONG = 10_000
 """Tokens of a prompt whose mark is not due before its first token."""
 
@@ -44,6 +50,7 @@ class SlowDisk(Journal):
         self.begun: queue.SimpleQueue[list[Entry]] = queue.SimpleQueue()
         self.let = threading.Semaphore(0)
         self.commits: list[list[Entry]] = []
+        self.refuses: type[Entry] | None = None
         super().__init__(path, self.said.put, max_bytes=1 << 26)
 
     def _commit_all(self, entries: list[Entry]) -> None:
@@ -51,6 +58,11 @@ class SlowDisk(Journal):
         self.let.acquire()
         super()._commit_all(entries)
         self.commits.append(entries)
+
+    def _commit(self, entries: Iterable[Entry]) -> str | None:
+        if any(isinstance(entry, self.refuses or ()) for entry in entries):
+            return "no room"
+        return super()._commit(entries)
 
 
 class Idle(Worker):
@@ -66,9 +78,10 @@ class Owner:
     """The owner's loop, turn by turn."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.disk = SlowDisk(folder / "journal.db")
         self._begun: list[Entry] | None = None
-        self.disk.open()
+        left = self.disk.open()
         self.link = Recorder()
         self.now, self.acknowledges = 0.0, True
         self.records = Records(self.disk, Health(folder))
@@ -78,15 +91,19 @@ class Owner:
         crew = Crew(Lineup((Model(load),), "m", "m"), partial(Idle, post=print, restart_max_s=1))
         (self.engine,) = crew.workers
         self.engine.state = "ready"
-        picture = Gallery(Rules()).picture
+        gallery = Gallery(Rules((CAMERA,)))
+        gallery.offer(CAMERA, PICTURE, 0.0, time.time())
         self.desk = Desk(
-            SETTINGS, crew, self.outbox, Health(folder), lambda _: None, picture, self.records
+            *(SETTINGS, crew, self.outbox, Health(folder), lambda _: None),
+            *(gallery.picture, self.records),
         )
+        self.desk.recover(left, INTAKE, self.now, time.time())
 
     def take(self, prompt: str, qos: int = 1, tail: str = "rx", **fields: object) -> Decision:
         """A request arrives, and goes to the engine at once; at QoS 1 it is to be written."""
         payload = json.dumps({"prompt": prompt, "id": "r", **fields}).encode()
-        topic, reply_to = SETTINGS.topics.text("c"), f"phid/v1/client/c/{tail}"
+        topics, reply_to = SETTINGS.topics, f"phid/v1/client/c/{tail}"
+        topic = topics.frame("c") if "images" in fields else topics.text("c")
         arrived = INTAKE.read(
             Inbound(topic, payload, qos, retain=False, dup=False, response_topic=reply_to)
         )
@@ -95,6 +112,14 @@ class Owner:
         assert self.desk.take(arrived, self.now, decided) == bool(qos)
         self._end_turn()
         return decided
+
+    def take_part(self, n: int = 0) -> None:
+        """A picture of it arrives apart, at QoS 1."""
+        topic = SETTINGS.topics.part("c", "r", n)
+        arrived = INTAKE.read(Inbound(topic, PICTURE, qos=1, retain=False, dup=False))
+        assert isinstance(arrived, PartArrived)
+        assert self.desk.take_part(arrived, self.now, Decision())
+        self._end_turn()
 
     def say(self, event: Started | Tokens | Finished) -> None:
         """The engine says this; a second goes by, so that a delta is due whenever there is one."""
@@ -131,6 +156,23 @@ class Owner:
         assert isinstance(self.engine, Idle)
         return self.engine.job.id
 
+    def restarted(self) -> Owner:
+        """The next one, after a crash: what was let is on the disk."""
+        self.stop()
+        return Owner(self.folder)
+
+    def stop(self) -> None:
+        self.disk.let.release(100)
+        self.disk.stop()
+
+    @property
+    def parts_on_disk(self) -> int:
+        """How many pictures it keeps, once it is at rest."""
+        self.stop()
+        with contextlib.closing(sqlite3.connect(self.folder / "journal.db")) as database:
+            (count,) = database.execute("SELECT count(*) FROM pictures").fetchone()
+        return int(count)
+
     @property
     def told(self) -> list[str]:
         """What was published of the request, in order."""
@@ -147,8 +189,7 @@ class Owner:
 def owner(tmp_path: Path) -> Iterator[Owner]:
     owner = Owner(tmp_path)
     yield owner
-    owner.disk.let.release(100)
-    owner.disk.stop()
+    owner.stop()
 
 
 def test_the_first_delta_waits_for_its_mark_on_the_disk(owner: Owner) -> None:
@@ -216,8 +257,7 @@ def test_a_stream_of_two_hundred_tokens_costs_a_write_a_mark_and_an_outcome(owne
     owner.finish("".join(f"t{n} " for n in range(200)), 200)
     assert owner.commit() == [Ended]
     assert owner.told == ["accepted", *["delta"] * 200, "result"]
-    owner.disk.let.release(100)
-    owner.disk.stop()
+    owner.stop()
     assert [[type(e) for e in entries] for entries in owner.disk.commits] == [
         [Accepted],
         [Marked],
@@ -253,3 +293,38 @@ def test_an_outcome_is_told_when_everybody_who_asked_has_it(owner: Owner) -> Non
     assert not owner.disk.waiting, "the other would be lost with a crash"
     owner.outbox.sent(Sent(owner.link.session, second))
     assert owner.disk.waiting
+
+
+def test_parts_of_a_request_at_qos_0_leave_the_disk_with_the_turn_that_completes_it(
+    owner: Owner,
+) -> None:
+    owner.take("x", qos=0, images=[{"part": 0}])
+    owner.take_part()
+    assert owner.job_id, "it is complete, and on the engine"
+    assert owner.parts_on_disk == 0
+
+
+def test_a_request_that_cannot_be_kept_leaves_no_parts_on_the_disk(owner: Owner) -> None:
+    owner.take_part()
+    owner.commit()
+    owner.disk.refuses = Accepted
+    owner.take("x", images=[{"part": 0}])
+    owner.commit()
+    assert owner.told == ["error"]
+    assert owner.parts_on_disk == 0
+
+
+def test_the_parts_of_a_request_stay_when_an_older_one_of_its_id_is_forgotten(
+    owner: Owner,
+) -> None:
+    owner.take("x")
+    owner.commit()
+    owner.finish("y", 1)
+    owner.commit()
+    owner.now += SETTINGS.limits.dedupe_s - 1
+    owner.take_part()
+    owner.commit()
+    owner.now += 2
+    owner.take("x", images=[{"part": 0}])
+    owner.commit()
+    assert owner.restarted().engine.job.images == (Image(PICTURE),)
