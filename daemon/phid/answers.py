@@ -58,6 +58,8 @@ class Answers:
             # The id in it was made up just now, and nobody knows it.
             reply = ReplyAddress(self._topics.res(ticket.client, ticket.id), reply.correlation)
         if ticket.outcome is None or not ticket.published:
+            if ticket.number is None:
+                self.records.check_room(arrived.inbound.qos, arrived.size_bytes)
             is_new = ticket.also_answer(reply)
             if ticket.outcome is None and self.records.accept_late(ticket, arrived, decided):
                 return True

@@ -125,7 +125,7 @@ class Desk:
         try:
             known = self._known(arrived, now)
             if known is not None:
-                return self._answers.again(known, arrived, decided)
+                return self._answers.again(known, self._with_its(known, arrived), decided)
             self.admission.check(arrived, now)
             arrived = self._with_cameras(arrived, now)
             self.admission.take(arrived, now)
@@ -350,7 +350,8 @@ class Desk:
         self.gathering.drop(ticket)
         says = f"what is accepted cannot be kept: {reason}"
         failure = Failure(Code.BUSY, says, retry_after_ms=self.admission.retry_after_ms)
-        self._answers.refuse(ticket.address, ticket.id, failure, decided)
+        for address in (ticket.address, *ticket.late_addresses):
+            self._answers.refuse(address, ticket.id, failure, decided)
         self.dispatch(now)
 
     def _enqueue(self, ticket: Ticket, now: float) -> None:
@@ -377,11 +378,16 @@ class Desk:
         seen = attachments.seen(arrived.images, lambda ref: self._look(ref, now))
         brought = sum(len(p.data) for n in places if isinstance(p := seen[n], Image))
         return replace(
-            arrived,
-            images=seen,
-            size_bytes=arrived.size_bytes + brought,
-            of_cameras=frozenset(places),
+            arrived, images=seen, size_bytes=arrived.size_bytes + brought, apart=frozenset(places)
         )
+
+    def _with_its(self, known: Ticket, arrived: RequestArrived) -> RequestArrived:
+        """The request that is asked again, with the pictures that came to it apart."""
+        if known.outcome is not None:
+            return arrived
+        apart = self.gathering.came_apart(known, arrived.images)
+        images = tuple(apart.get(n, own) for n, own in enumerate(arrived.images))
+        return replace(arrived, images=images, apart=frozenset(apart))
 
     def _expire(self, now: float) -> None:
         for ticket in self.backlog.expired(now):

@@ -12,8 +12,8 @@ from phid.traffic import Decision, Inbound
 class Accepted:
     """A request is taken: `inbound` as it came, `number` in the order of acceptance.
 
-    Times are Unix seconds. `pictures` are those that it does not bring itself: what cameras showed,
-    by -1 minus their place in the request.
+    Times are Unix seconds. `pictures` are those that it does not bring itself, by -1 minus their
+    place in the request: what cameras showed, or parts that had come before it.
     """
 
     number: int

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from phid import attachments
 from phid.attachments import Picture
 from phid.errors import Code, Failure
+from phid.jobs import Image
 from phid.ledger import Key, Ticket
 from phid.parts import Part, Parts
 
@@ -51,6 +52,19 @@ class Gathering:
         self.parts.prune(now)
         self.parts.add(key, n, part, now, kept=kept)
         return next((t for t in self._held if t.key == key), None)
+
+    def came_apart(self, ticket: Ticket, asked: tuple[Picture, ...]) -> dict[int, Image]:
+        """What an open request has of the pictures that it is `asked` with again, by their places.
+
+        Those that come along are not among them.
+        """
+        held = self._held.get(ticket)
+        has = ticket.job.images if held is None else held.pictures
+        return {
+            n: there
+            for n, (here, there) in enumerate(zip(asked, has, strict=True))
+            if isinstance(there, Image) and not isinstance(here, Image)
+        }
 
     def complete(self, ticket: Ticket) -> bool:
         """True if no part is missing: they are in the ticket's job now.

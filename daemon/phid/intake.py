@@ -25,8 +25,8 @@ _log = log.get("intake")
 class RequestArrived:
     """A sound request: it may still be refused for lack of room.
 
-    `inbound` is the message it came in; `of_cameras` are the places of those of its images that
-    it does not bring itself, but cameras showed.
+    `inbound` is the message it came in; `apart` are the places of those of its images that it does
+    not bring itself: what cameras showed, or parts that had come before it.
     """
 
     client: str
@@ -44,7 +44,7 @@ class RequestArrived:
     redelivered: bool
     reply: ReplyAddress
     inbound: Inbound
-    of_cameras: frozenset[int] = frozenset()
+    apart: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,11 +97,11 @@ class Records:
             return False
         now, wall = ticket.arrived, self._time_of_day()
         self._number(ticket, self._next)
-        # A part's bytes have an entry of their own, and the payload brings the rest.
+        # A part that is still to come has an entry of its own, and the payload brings the rest.
         pictures = tuple(
             (-1 - n, image.data)
             for n, image in enumerate(arrived.images)
-            if n in arrived.of_cameras and isinstance(image, Image)
+            if n in arrived.apart and isinstance(image, Image)
         )
         entry = Accepted(
             number=self._next,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from phid import log, messages, wallclock
-from phid.attachments import Picture, TopicRef
+from phid.attachments import Picture
 from phid.entries import Row
 from phid.errors import Code, Failure
 from phid.intake import ArrivalRefused, Intake, RequestArrived
@@ -101,8 +101,8 @@ def _outcome(row: Row) -> Result | ErrorMessage:
 
 
 def _shown(picture: Picture, data: bytes | None) -> Picture:
-    """A camera's frame as it was when the request came."""
-    if isinstance(picture, TopicRef) and data is not None:
+    """What came apart, as it was then: a camera's frame, or a part."""
+    if not isinstance(picture, Image) and data is not None:
         return Image(data, picture.label)
     return picture
 

@@ -99,7 +99,15 @@ class Owner:
         )
         self.desk.recover(left, INTAKE, self.now, time.time())
 
-    def take(self, prompt: str, qos: int = 1, tail: str = "rx", **fields: object) -> Decision:
+    def take(
+        self,
+        prompt: str,
+        qos: int = 1,
+        tail: str = "rx",
+        *,
+        written: bool | None = None,
+        **fields: object,
+    ) -> Decision:
         """A request arrives, and goes to the engine at once; at QoS 1 it is to be written."""
         payload = json.dumps({"prompt": prompt, "id": "r", **fields}).encode()
         topics, reply_to = SETTINGS.topics, f"phid/v1/client/c/{tail}"
@@ -109,7 +117,8 @@ class Owner:
         )
         decided = Decision()
         assert isinstance(arrived, RequestArrived)
-        assert self.desk.take(arrived, self.now, decided) == bool(qos)
+        written = bool(qos) if written is None else written
+        assert self.desk.take(arrived, self.now, decided) == written
         self._end_turn()
         return decided
 
@@ -328,3 +337,34 @@ def test_the_parts_of_a_request_stay_when_an_older_one_of_its_id_is_forgotten(
     owner.take("x", images=[{"part": 0}])
     owner.commit()
     assert owner.restarted().engine.job.images == (Image(PICTURE),)
+
+
+@pytest.mark.parametrize("image", [{"part": 0}, {"topic": CAMERA}], ids=["part", "camera"])
+def test_what_is_kept_late_is_kept_with_the_pictures_that_it_has(
+    owner: Owner, image: dict[str, object]
+) -> None:
+    owner.take("x", qos=0, images=[image])
+    if "part" in image:
+        owner.take_part()
+        owner.commit()
+    owner.take("x", images=[image])
+    owner.commit()
+    assert owner.restarted().engine.job.images == (Image(PICTURE),)
+
+
+def test_everybody_who_asked_hears_that_it_cannot_be_kept(owner: Owner) -> None:
+    owner.take("x", qos=0)
+    owner.disk.refuses = Accepted
+    owner.take("x", tail="other")
+    owner.commit()
+    assert owner.told == ["error", "error"]
+    assert {p["topic"].rpartition("/")[2] for p in owner.link.published} == {"rx", "other"}
+
+
+def test_a_retry_that_cannot_be_kept_ends_nothing_that_runs(owner: Owner) -> None:
+    owner.take("x", qos=0)
+    owner.disk.failing = "no room"
+    owner.take("x", tail="other", written=False)
+    assert owner.told == ["error"]
+    owner.finish("y", 1)
+    assert owner.told == ["error", "result"]
