@@ -136,7 +136,7 @@ JournalEvent = Written | NotWritten
 class Row:
     """A request as an earlier run has left it; `inbound` only while it has no outcome.
 
-    `damaged`: what it asked cannot be read any more.
+    `damaged`: its outcome, or else what it asked, cannot be read any more.
     """
 
     accepted: Accepted

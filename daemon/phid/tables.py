@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from typing import assert_never
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any, assert_never
 
 from phid.entries import (
     Accepted,
@@ -23,6 +25,9 @@ from phid.entries import (
 )
 from phid.ledger import ReplyAddress
 from phid.traffic import Inbound
+
+_Kind = type | UnionType
+_Bytes = bytes | None
 
 SCHEMA = 1
 """The version of the tables; a file of a later one is refused, never guessed at."""
@@ -150,48 +155,78 @@ def _drop_payload(database: sqlite3.Connection, number: int) -> None:
 
 
 def read(database: sqlite3.Connection) -> Left:
-    """All that is there."""
+    """All that is there. Raises sqlite3.DatabaseError where a request cannot be made out."""
+    database.text_factory = _text
     also: dict[int, list[ReplyAddress]] = {}
-    for number, topic, correlation in database.execute("SELECT * FROM addresses"):
+    for row in database.execute("SELECT * FROM addresses"):
+        number, topic, correlation = _checked(row, int, str, _Bytes)
         also.setdefault(number, []).append(ReplyAddress(topic, correlation))
-    pictures: dict[tuple[str, str], list[tuple[int, float, bytes]]] = {}
-    for client, request_id, n, ts, data in database.execute("SELECT * FROM pictures ORDER BY ts"):
-        pictures.setdefault((client, request_id), []).append((n, ts, data))
-    rows = []
-    for row in database.execute(
-        "SELECT requests.*, payload, properties FROM requests LEFT JOIN payloads USING (number)"
-        " ORDER BY number"
-    ):
-        *known, payload, properties = row
-        (number, client, request_id, id_given, digest, topic, reply_topic, correlation) = known[:8]
-        accepted_ts, deadline_ts, marked, outcome, ended_ts, told = known[8:]
-        user = _user_properties(properties)
-        inbound = Inbound(
-            topic,
-            payload or b"",
-            qos=1,
-            retain=False,
-            dup=False,
-            response_topic=reply_topic,
-            user=user or (),
+    parts: list[PartKept] = []
+    shown: dict[tuple[str, str], list[tuple[int, bytes]]] = {}
+    for row in database.execute("SELECT * FROM pictures ORDER BY ts"):
+        client, request_id, n, ts, data = _checked(row, str, str, int, float, bytes)
+        if n < 0:
+            shown.setdefault((client, request_id), []).append((n, data))
+        else:
+            parts.append(PartKept(client, request_id, n, data, ts))
+    rows = [
+        _row(row, shown, also)
+        for row in database.execute(
+            "SELECT requests.*, payload, properties FROM requests LEFT JOIN payloads USING (number)"
+            " ORDER BY number"
         )
-        shown = [(n, data) for n, _, data in pictures.get((client, request_id), ()) if n < 0]
-        address = ReplyAddress(reply_topic, correlation)
-        accepted = Accepted(
-            *(number, client, request_id, bool(id_given), digest, inbound, address),
-            *(accepted_ts, deadline_ts, tuple(shown)),
-        )
-        addresses = tuple(also.get(number, ()))
-        rows.append(
-            Row(
-                *(accepted, bool(marked), addresses, outcome, ended_ts or 0.0, bool(told)),
-                damaged=user is None,
-            )
-        )
-    parts = tuple(
-        PartKept(client, request_id, n, data, ts)
-        for (client, request_id), kept in pictures.items()
-        for n, ts, data in kept
-        if n >= 0
+    ]
+    return Left(tuple(rows), tuple(parts))
+
+
+def _row(
+    row: tuple[Any, ...],
+    shown: dict[tuple[str, str], list[tuple[int, bytes]]],
+    also: dict[int, list[ReplyAddress]],
+) -> Row:
+    *asked, marked, outcome, ended_ts, told, payload, properties = row
+    number, client, request_id, id_given, digest, topic, reply_topic, correlation, *times = (
+        _checked(asked, int, str, str, int, str, str, str, _Bytes, float, float)
     )
-    return Left(tuple(rows), parts)
+    marked, ended_ts, told = _checked((marked, ended_ts, told), int, float | None, int)
+    user = _user_properties(properties)
+    inbound = Inbound(
+        topic,
+        payload if isinstance(payload, bytes) else b"",
+        qos=1,
+        retain=False,
+        dup=False,
+        response_topic=reply_topic,
+        user=user or (),
+    )
+    accepted = Accepted(
+        *(number, client, request_id, bool(id_given), digest, inbound),
+        ReplyAddress(reply_topic, correlation),
+        accepted_ts=times[0],
+        deadline_ts=times[1],
+        pictures=tuple(shown.get((client, request_id), ())),
+    )
+    sound = isinstance(payload, bytes) and user is not None
+    if outcome is not None:
+        sound = isinstance(outcome, str)
+        outcome = outcome if sound else ""
+    return Row(
+        *(accepted, bool(marked), tuple(also.get(number, ())), outcome, ended_ts or 0.0),
+        *(bool(told), not sound),
+    )
+
+
+def _text(data: bytes) -> str | bytes:
+    """Bytes where it is no text any more, which SQLite itself does not mind."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def _checked(values: Sequence[Any], *kinds: _Kind) -> Sequence[Any]:
+    """The values, which are of these kinds. Raises sqlite3.DatabaseError."""
+    for value, kind in zip(values, kinds, strict=True):
+        if not isinstance(value, kind):
+            raise sqlite3.DatabaseError(f"it is damaged: {type(value).__name__} for {kind}")
+    return values

@@ -118,6 +118,35 @@ def test_properties_that_cannot_be_read_any_more_damage_their_request_alone(path
     assert [row.damaged for row in again(path).rows] == [True, False]
 
 
+def damage(path: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(statement)
+
+
+def test_an_outcome_with_a_flipped_bit_damages_its_request_alone(path: Path) -> None:
+    book = Book(path)
+    book.write(accepted(1), accepted(2), Ended(1, '{"text": "x"}', 1.0), Ended(2, "{}", 1.0))
+    book.journal.stop()
+    damage(path, "UPDATE requests SET outcome = CAST(x'7bff7d' AS TEXT) WHERE number = 1")
+    rows = again(path).rows
+    assert [(row.damaged, row.outcome) for row in rows] == [(True, ""), (False, "{}")]
+
+
+@pytest.mark.parametrize(
+    "what", ["client = CAST(x'63ff' AS TEXT)", "deadline_ts = 'soon'", "correlation = 'text'"]
+)
+def test_a_request_that_cannot_be_named_any_more_sets_the_file_aside(path: Path, what: str) -> None:
+    book = Book(path)
+    book.write(accepted(1))
+    book.journal.stop()
+    damage(path, f"UPDATE requests SET {what}")
+    book = Book(path)
+    assert book.left == Left()
+    assert isinstance(book.write(accepted(1))[0], Written), "a new one is begun"
+    book.journal.stop()
+    assert len(list(path.parent.glob("*.bad"))) == 1
+
+
 def test_an_outcome_takes_the_place_of_what_was_asked(path: Path) -> None:
     book = Book(path)
     book.write(
