@@ -61,7 +61,7 @@ class Admission:
         return self._health.wait_ms(1) or _DEFAULT_RETRY_MS
 
     def check(self, arrived: RequestArrived, now: float) -> None:
-        """Raises Refused for a request that is not to be taken, whatever its size."""
+        """Raises Refused for a request that is not to be taken, whatever its cameras show."""
         if self.closed is not None:
             failure = self.closed
             raise Refused(failure.code, failure.message, retry_after_ms=failure.retry_after_ms)
@@ -74,13 +74,12 @@ class Admission:
         if attachments.wanted(arrived.images) and len(self._gathering) >= self._backlog.limit:
             says = f"{len(self._gathering)} requests wait for their parts"
             raise Refused(Code.BUSY, says, retry_after_ms=self.retry_after_ms)
-        self.check_room(arrived.client, 0)
+        self._check_size(arrived)
         self._check_rate(self._allowance.wait_ms(arrived.client, now))
 
     def take(self, arrived: RequestArrived, now: float) -> None:
-        """Raises Refused for one that there is no room for; else it counts as its client's."""
-        self.check_room(arrived.client, arrived.size_bytes)
-        self._records.check_room(arrived.inbound.qos, arrived.size_bytes)
+        """Raises Refused for one that has grown too large; else it counts as its client's."""
+        self._check_size(arrived)
         # Last: who is refused for another reason has not used up its share.
         self._check_rate(self._allowance.take(arrived.client, now))
 
@@ -103,6 +102,10 @@ class Admission:
             held=held.share(client),
             held_bytes=held.size_bytes,
         )
+
+    def _check_size(self, arrived: RequestArrived) -> None:
+        self.check_room(arrived.client, arrived.size_bytes)
+        self._records.check_room(arrived.inbound.qos, arrived.size_bytes)
 
     def _check_rate(self, wait_ms: int | None) -> None:
         if wait_ms is not None:

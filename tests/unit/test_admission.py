@@ -17,6 +17,7 @@ from phid.gathering import Gathering
 from phid.health import Health
 from phid.intake import Intake, RequestArrived
 from phid.jobs import Job, Load
+from phid.journal import Journal
 from phid.ledger import Ticket
 from phid.lineup import Lineup, Model
 from phid.outbox import Outbox
@@ -129,9 +130,9 @@ def test_those_that_wait_for_their_parts_count_with_their_bytes(
     assert code_of(admission, arrived()) is None
 
 
-@pytest.mark.parametrize("why", ["closed", "its share", "its rate"])
-def test_what_needs_no_size_is_refused_before_anything_is_measured(
-    admission: Admission, backlog: Backlog, why: str
+@pytest.mark.parametrize("why", ["closed", "its share", "its rate", "its bytes", "the disk"])
+def test_what_is_refused_as_it_came_is_refused_before_a_camera_is_looked_at(
+    admission: Admission, backlog: Backlog, tmp_path: Path, why: str
 ) -> None:
     match why:
         case "closed":
@@ -141,6 +142,13 @@ def test_what_needs_no_size_is_refused_before_anything_is_measured(
                 backlog.push(ticket())
         case "its rate":
             assert code_of(admission, arrived()) is None
+        case "its bytes":
+            backlog.push(ticket("other"))
+            backlog.limit_bytes = arrived().size_bytes
+        case "the disk":
+            journal = Journal(tmp_path / "journal.db", print, max_bytes=1 << 20)
+            journal.failing = "no room"
+            admission._records._journal = journal
     with pytest.raises(Refused):
         admission.check(arrived(), 0.0)
 
