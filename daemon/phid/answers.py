@@ -125,6 +125,7 @@ class Answers:
         ticket.published, ticket.untold = True, 1 + len(ticket.late_addresses)
         for address in (ticket.address, *ticket.late_addresses):
             self._outbox.answer(address, ticket.outcome, ticket.number, sent_before=True)
+        ticket.late_addresses.clear()
 
     def _publish(self, ticket: Ticket) -> None:
         outcome = ticket.outcome
@@ -139,3 +140,5 @@ class Answers:
         for address in ticket.late_addresses:
             again = outcome.model_copy(update={"duplicate": True})
             self._outbox.answer(address, again, ticket.number)
+        # Who asks from now on is answered at once, and of these the outbox knows.
+        ticket.late_addresses.clear()

@@ -368,3 +368,17 @@ def test_a_retry_that_cannot_be_kept_ends_nothing_that_runs(owner: Owner) -> Non
     assert owner.told == ["error"]
     owner.finish("y", 1)
     assert owner.told == ["error", "result"]
+
+
+def test_the_ways_back_of_those_who_asked_again_are_kept_until_it_is_on_its_way(
+    owner: Owner,
+) -> None:
+    owner.take("x")
+    owner.commit()
+    owner.take("x", tail="other")
+    owner.commit()
+    (ticket,) = owner.desk.ledger.open_tickets
+    owner.finish("y", 1)
+    owner.commit()
+    assert owner.told == ["result", "result"]
+    assert ticket.late_addresses == []
