@@ -14,7 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from phid import manifest, programs, store
+from phid import manifest, programs, statefile, store
 from phid.manifest import Kept, Manifest
 from phid.manifest import hash_file as _sha256
 from phid.store import Progress
@@ -104,7 +104,7 @@ def _manifest(made: Path) -> Manifest:
     """What is known of the converted files, each of which is on the disk by then."""
     files = {}
     for path in sorted(made.iterdir()):
-        store.flush(path)
+        statefile.flush(path)
         files[path.name] = Kept(path.stat().st_size, _sha256(path))
     source = {
         "package": _PACKAGE,

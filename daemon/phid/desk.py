@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -148,17 +147,14 @@ class Desk:
         except Refused as refused:
             arrived = replace(arrived, part=refused.failure)
         being_written = self._records.keep_part(arrived, decided)
-        key = arrived.client, arrived.id
-        ticket = self.gathering.add(key, arrived.n, arrived.part, now, kept=being_written)
+        ticket = self.gathering.add(arrived.key, arrived.n, arrived.part, now, kept=being_written)
         if ticket is not None:
             self._gather(ticket, now)
         return being_written
 
     def recover(self, left: Left, intake: Intake, now: float, wall: float) -> None:
         """Take over what an earlier run has left, in the order in which it was accepted."""
-        parts = defaultdict(list)
-        for part in left.parts:
-            parts[part.client, part.id].append(part)
+        parts = recovery.parts_of(left)
         keep_s = self.ledger.keep_s
         for one in recovery.read(left.rows, intake, now=now, wall=wall, keep_s=keep_s):
             if isinstance(one, recovery.Again):

@@ -10,7 +10,7 @@ from phid import attachments, log, requests, topics
 from phid.attachments import Picture, PictureLimits
 from phid.errors import Code, Failure, Refused
 from phid.jobs import Sampling, Turn
-from phid.ledger import ReplyAddress
+from phid.ledger import Key, ReplyAddress
 from phid.requests import Command, ModelCommand, Request, WatchCommand
 from phid.settings import Settings
 from phid.topics import Address, Topics
@@ -56,6 +56,11 @@ class PartArrived:
     n: int
     part: bytes | Failure
     qos: int
+
+    @property
+    def key(self) -> Key:
+        """What its request is known by."""
+        return self.client, self.id
 
 
 @dataclass(frozen=True, slots=True)

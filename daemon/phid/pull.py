@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from phid import hub, manifest, soundness, store, unfinished
+from phid import hub, manifest, soundness, statefile, store, unfinished
 from phid.catalog import Build
 from phid.endurance import Endurance, Tries
 from phid.hub import Changed, HubError, Interrupted, RemoteFile, Snapshot
@@ -209,7 +209,7 @@ class _Pull:
             faults = digest.faults((expected, file.sha256), file.blob)
             partial = target.with_name(f"{target.name}{_PARTIAL}")
             if not faults:
-                store.flush(partial)
+                statefile.flush(partial)
                 partial.rename(target)
                 return Kept(file.bytes, digest.sha256.hexdigest())
             partial.unlink()
@@ -379,5 +379,5 @@ def _write_record(models_dir: Path, build: Build, made: Manifest) -> None:
     path.parent.mkdir(exist_ok=True)
     fresh = path.with_suffix(".new")
     fresh.write_text(made.text(), encoding="utf-8")
-    store.flush(fresh)
+    statefile.flush(fresh)
     fresh.rename(path)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from phid import log, messages, wallclock
 from phid.attachments import Picture
-from phid.entries import Row
+from phid.entries import Left, PartKept, Row
 from phid.errors import Code, Failure
 from phid.intake import ArrivalRefused, Intake, RequestArrived
 from phid.jobs import Image, Job
-from phid.ledger import ReplyAddress, Ticket
+from phid.ledger import Key, ReplyAddress, Ticket
 from phid.messages import ErrorMessage, Result
 from phid.requests import Request
 
@@ -39,6 +39,14 @@ class Over:
     number: int
     ticket: Ticket
     failure: Failure | None = None
+
+
+def parts_of(left: Left) -> dict[Key, list[PartKept]]:
+    """The pictures sent apart, by the request that they belong to."""
+    parts: dict[Key, list[PartKept]] = {}
+    for part in left.parts:
+        parts.setdefault((part.client, part.id), []).append(part)
+    return parts
 
 
 def read(

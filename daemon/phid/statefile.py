@@ -55,15 +55,16 @@ def write(path: Path, schema: int, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
-        _flush_names(path.parent)
+        flush(path.parent)
     except OSError:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
 
 
-def _flush_names(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Have a file, or a folder's names, on the disk itself."""
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

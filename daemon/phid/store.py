@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from phid import lockfile, manifest, soundness
+from phid import lockfile, manifest, soundness, statefile
 from phid.manifest import Kept, Manifest
 
 Progress = Callable[[str, float | None], None]
@@ -141,24 +141,15 @@ def publish(work: Path, folder: Path, made: Manifest) -> None:
     """Make a whole folder the model of its name, at once. Raises OSError."""
     path = work / manifest.NAME
     path.write_text(made.text(), encoding="utf-8")
-    flush(path)
+    statefile.flush(path)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)  # a killed run left it
-    flush(work)
+    statefile.flush(work)
     if folder.exists():
         folder.rename(old)
     work.rename(folder)
-    flush(folder.parent)
+    statefile.flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Have a file, or a folder's names, on the disk itself."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def now() -> str:
@@ -269,7 +260,7 @@ def put(source: Path, target: Path, *, link: bool) -> None:
         if error.filename == str(source) and error.filename2 is None:
             raise StoreError(cannot_read(source, error)) from error
         raise
-    flush(target)
+    statefile.flush(target)
 
 
 def _whence(source: Path) -> dict[str, Any]:
