@@ -46,7 +46,7 @@ PROVIDERS: dict[str, Provider] = {
             "CUDAExecutionProvider",
             (("onnxruntime-genai-cuda", "onnxruntime-gpu"),),
             "pip uninstall -y onnxruntime onnxruntime-genai"
-            " && pip install onnxruntime-gpu onnxruntime-genai-cuda",
+            ' && pip install "onnxruntime-gpu[cuda,cudnn]" onnxruntime-genai-cuda',
             own_memory=True,
             slice=512,
         ),
