@@ -50,7 +50,7 @@ class Answers:
         self._health.count("jobs_busy" if failure.code is Code.BUSY else "jobs_refused")
         self._outbox.refuse(reply, messages.error_message(request_id, failure), decided)
 
-    def again(self, ticket: Ticket, arrived: RequestArrived, decided: Decision) -> bool:
+    def again(self, ticket: Ticket, arrived: RequestArrived, decided: Decision, now: float) -> bool:
         """Answer one who asks the same again. True if that is being written; raises Refused."""
         self._health.count("jobs_duplicate")
         reply = arrived.reply
@@ -61,7 +61,7 @@ class Answers:
             if ticket.number is None:
                 self.records.check_room(arrived.inbound.qos, arrived.size_bytes)
             is_new = ticket.also_answer(reply)
-            if ticket.outcome is None and self.records.accept_late(ticket, arrived, decided):
+            if ticket.outcome is None and self.records.accept_late(ticket, arrived, decided, now):
                 return True
             return is_new and self.records.ask_again(ticket, reply, decided)
         outcome = ticket.outcome.model_copy(update={"duplicate": True})

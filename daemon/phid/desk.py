@@ -124,7 +124,7 @@ class Desk:
         try:
             known = self._known(arrived, now)
             if known is not None:
-                return self._answers.again(known, self._with_its(known, arrived), decided)
+                return self._answers.again(known, self._with_its(known, arrived), decided, now)
             self.admission.check(arrived, now)
             arrived = self._with_cameras(arrived, now)
             self.admission.take(arrived, now)

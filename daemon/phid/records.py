@@ -91,11 +91,13 @@ class Records:
             says = f"the journal is full: {journal.used_bytes} bytes"
             raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
 
-    def accept(self, ticket: Ticket, arrived: RequestArrived, decided: Decision) -> bool:
-        """True if it is being written, and `decided` set when it is."""
+    def accept(
+        self, ticket: Ticket, arrived: RequestArrived, decided: Decision, *, age_s: float = 0.0
+    ) -> bool:
+        """True if it is being written, and `decided` set when it is. It came `age_s` ago."""
         if self._journal is None or not arrived.inbound.qos:
             return False
-        now, wall = ticket.arrived, self._time_of_day()
+        accepted_ts = self._time_of_day() - age_s
         self._number(ticket, self._next)
         # A part that is still to come has an entry of its own, and the payload brings the rest.
         pictures = tuple(
@@ -111,8 +113,8 @@ class Records:
             digest=ticket.digest,
             inbound=arrived.inbound,
             address=ticket.address,
-            accepted_ts=wall,
-            deadline_ts=wall + ticket.deadline - now,
+            accepted_ts=accepted_ts,
+            deadline_ts=accepted_ts + ticket.deadline - ticket.arrived,
             pictures=pictures,
             decided=decided,
         )
@@ -127,10 +129,15 @@ class Records:
         self._entries.append(AskedAgain(ticket.number, address, decided))
         return True
 
-    def accept_late(self, ticket: Ticket, arrived: RequestArrived, decided: Decision) -> bool:
-        """The same for one that came at QoS 0, is not answered yet, and now comes at QoS 1."""
-        number = self._next
-        if ticket.number is not None or not self.accept(ticket, arrived, decided):
+    def accept_late(
+        self, ticket: Ticket, arrived: RequestArrived, decided: Decision, now: float
+    ) -> bool:
+        """The same for one that came at QoS 0, is not answered yet, and now comes at QoS 1.
+
+        Its deadline is counted from when it first came.
+        """
+        number, age_s = self._next, now - ticket.arrived
+        if ticket.number is not None or not self.accept(ticket, arrived, decided, age_s=age_s):
             return False
         self._entries += [AskedAgain(number, address) for address in ticket.late_addresses]
         if ticket.mark != "no":  # deltas of it may be out

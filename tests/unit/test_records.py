@@ -352,6 +352,15 @@ def test_what_is_kept_late_is_kept_with_the_pictures_that_it_has(
     assert owner.restarted().engine.job.images == (Image(PICTURE),)
 
 
+def test_what_is_kept_late_has_no_more_time_than_it_asked_for(owner: Owner) -> None:
+    owner.take("x", qos=0, deadline_ms=60_000)
+    owner.now += 40
+    owner.take("x", deadline_ms=60_000)
+    owner.commit()
+    (ticket,) = owner.restarted().desk.ledger.open_tickets
+    assert (ticket.arrived, ticket.deadline) == pytest.approx((-40, 20), abs=2)
+
+
 def test_everybody_who_asked_hears_that_it_cannot_be_kept(owner: Owner) -> None:
     owner.take("x", qos=0)
     owner.disk.refuses = Accepted
