@@ -361,6 +361,17 @@ def test_what_is_kept_late_has_no_more_time_than_it_asked_for(owner: Owner) -> N
     assert (ticket.arrived, ticket.deadline) == pytest.approx((-40, 20), abs=2)
 
 
+def test_a_reload_takes_no_part_from_a_request_that_waits_for_the_rest(owner: Owner) -> None:
+    owner.take_part(0)
+    owner.take("x", images=[{"part": 0}, {"part": 1}, {"part": 2}])
+    vision = SETTINGS.vision.model_copy(update={"parts_s": 1.0})
+    owner.desk.configure(SETTINGS.model_copy(update={"vision": vision}))
+    for n in (1, 2):
+        owner.now += 10
+        owner.take_part(n)
+    assert owner.engine.job.images == (Image(PICTURE),) * 3
+
+
 def test_everybody_who_asked_hears_that_it_cannot_be_kept(owner: Owner) -> None:
     owner.take("x", qos=0)
     owner.disk.refuses = Accepted
