@@ -18,6 +18,8 @@ from phid.requests import Request
 _log = log.get("recovery")
 _DAMAGED = Failure(Code.INTERNAL, "the journal is damaged where it was kept: ask again")
 _STARTED = Failure(Code.ENGINE_LOST, "the service was started anew while it was being answered")
+# Longer deadlines are a damaged time's, unless the settings allow them.
+_LONGEST_S = 7 * 86_400.0
 # What a closed ticket has in place of what was asked.
 _ASKED = Request(prompt="-")
 
@@ -55,12 +57,19 @@ def read(
     """What has become of each request, in the order of acceptance.
 
     `now` is monotonic, `wall` Unix time, in seconds. A clock that was set back, or is not set yet,
-    or was not when it was accepted, makes a request no older than new.
+    or was not when it was accepted, makes a request no older than new. One whose times cannot be
+    right is not run: how long it was wanted is not known.
     """
+    longest_s = max(_LONGEST_S, intake.deadline_ms / 1000)
     for row in rows:
         accepted = row.accepted
         age_s = wallclock.age_s(accepted.accepted_ts, wall)
         span_s = accepted.deadline_ts - accepted.accepted_ts
+        timed = wallclock.is_time(accepted.accepted_ts) and 0 <= span_s <= longest_s
+        if not timed:
+            span_s = 0.0
+        if not timed or (row.outcome is not None and not wallclock.is_time(row.ended_ts)):
+            _log.error("times_unreadable", id=accepted.id, client=accepted.client)
         if row.outcome is not None:
             ticket = _ticket(row, now - age_s, span_s)
             ticket.outcome, ticket.state, ticket.told = _outcome(row), "ended", row.told
@@ -68,7 +77,8 @@ def read(
             ticket.forget_at = now - since_s + max(keep_s, span_s)
             yield Over(accepted.number, ticket)
             continue
-        arrival = None if row.marked or row.damaged else intake.read(accepted.inbound)
+        sound = timed and not (row.marked or row.damaged)
+        arrival = intake.read(accepted.inbound) if sound else None
         if not isinstance(arrival, RequestArrived):
             failure = _STARTED if row.marked else _DAMAGED
             if isinstance(arrival, ArrivalRefused):  # other settings may not take what these took

@@ -354,6 +354,35 @@ def test_a_journal_that_cannot_be_used_is_set_aside_and_said(
     assert len(daemon.logged("journal_set_aside")) == 1
 
 
+def test_requests_whose_times_are_damaged_are_answered_and_not_kept_for_ever(
+    start_daemon: DaemonFactory, lasting: Requester, tmp_path: Path
+) -> None:
+    daemon = start_daemon(limits__dedupe_s=2)
+    assert lasting.ask("hello", id="ended")["text"] == "hello"
+    lasting.request({"prompt": HOUR_LONG, "id": "runs"})
+    times = ["9e307", "-9e999", "'soon'", "0"]
+    for n in range(len(times)):
+        lasting.request({"prompt": "next", "id": f"q{n}"})
+    lasting.request({"prompt": "sound", "id": "sound"})
+    accepted(lasting)
+    daemon.stop(signal.SIGKILL)
+    with contextlib.closing(sqlite3.connect(journal(tmp_path), isolation_level=None)) as database:
+        for n, ts in enumerate(times):
+            column = ("accepted_ts", "deadline_ts")[n % 2]
+            database.execute(f"UPDATE requests SET {column} = {ts} WHERE id = 'q{n}'")
+        database.execute("UPDATE requests SET deadline_ts = 9e999, told = 1 WHERE id = 'ended'")
+    daemon.start()
+    lasting.cancel("runs")
+    for n in range(len(times)):
+        assert lasting.outcome(f"q{n}")["code"] == "internal"
+    assert lasting.outcome("sound")["text"] == "sound"
+    assert len(daemon.logged("times_unreadable", level="error")) == len(times) + 1
+    until(
+        lambda: {i for (i,) in rows(tmp_path, "SELECT id FROM requests")} == {"runs", "sound"},
+        what="the end of the others' rows",
+    )
+
+
 def test_a_journal_of_a_later_version_is_refused_clearly(
     start_daemon: DaemonFactory, requester: Requester, tmp_path: Path
 ) -> None:

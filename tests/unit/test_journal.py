@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import shutil
 import sqlite3
+import struct
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -133,7 +135,7 @@ def test_an_outcome_with_a_flipped_bit_damages_its_request_alone(path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "what", ["client = CAST(x'63ff' AS TEXT)", "deadline_ts = 'soon'", "correlation = 'text'"]
+    "what", ["client = CAST(x'63ff' AS TEXT)", "digest = x'ff'", "correlation = 'text'"]
 )
 def test_a_request_that_cannot_be_named_any_more_sets_the_file_aside(path: Path, what: str) -> None:
     book = Book(path)
@@ -145,6 +147,32 @@ def test_a_request_that_cannot_be_named_any_more_sets_the_file_aside(path: Path,
     assert isinstance(book.write(accepted(1))[0], Written), "a new one is begun"
     book.journal.stop()
     assert len(list(path.parent.glob("*.bad"))) == 1
+
+
+def test_a_time_that_is_none_any_more_stays_with_its_request(path: Path) -> None:
+    book = Book(path)
+    was = 1234567.890625
+    book.write(accepted(1, accepted_ts=was), accepted(2), accepted(3), accepted(4))
+    book.write(Ended(3, "{}", 1.0), PartKept("c", "r2", 0, b"x", 1.0))
+    book.journal.stop()
+    damage(path, "UPDATE requests SET deadline_ts = 'soon' WHERE number = 2")
+    damage(path, "UPDATE requests SET ended_ts = 'then' WHERE number = 3")
+    damage(path, "UPDATE pictures SET ts = 'now'")
+    flipped = path.read_bytes().replace(struct.pack(">d", was), struct.pack(">d", math.nan))
+    path.write_bytes(flipped)
+    book = Book(path)
+    assert isinstance(book.write(Stepped(10.0))[0], Written), "the clock may still be set"
+    book.journal.stop()
+    times = [(r.accepted.accepted_ts, r.accepted.deadline_ts, r.ended_ts) for r in book.left.rows]
+    told = [tuple(None if math.isnan(ts) else ts for ts in row) for row in times]
+    assert told == [
+        (None, 2000.0, 0.0),
+        (1002.0, None, 0.0),
+        (1003.0, 2000.0, None),
+        (1004.0, 2000.0, 0.0),
+    ]
+    assert [part.data for part in book.left.parts] == [b"x"]
+    assert again(path).rows[3].accepted.accepted_ts == 1014.0
 
 
 def test_an_outcome_takes_the_place_of_what_was_asked(path: Path) -> None:
