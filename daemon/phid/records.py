@@ -56,7 +56,11 @@ class Records:
     @property
     def failing(self) -> str | None:
         """Why nothing can be written at present."""
-        return self._journal.failing if self._journal is not None else None
+        if self._journal is None:
+            return None
+        if self._journal.failing is None and self._journal.unread:
+            return "what an earlier run has left is being taken over"
+        return self._journal.failing
 
     def tick(self, now: float) -> None:
         """Try again what could not be written, and write what has waited long enough."""
@@ -84,8 +88,8 @@ class Records:
         if journal is None or not qos:
             return
         retry_after_ms = round(_TRY_AGAIN_S * 1000)
-        if journal.failing is not None:
-            says = f"what is accepted cannot be kept: {journal.failing}"
+        if self.failing is not None:
+            says = f"what is accepted cannot be kept: {self.failing}"
             raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
         if journal.used_bytes + size_bytes > journal.max_bytes:
             says = f"the journal is full: {journal.used_bytes} bytes"
@@ -208,6 +212,21 @@ class Records:
         self._number(ticket, number)
         self._next = max(self._next, number + 1)
 
+    def join(self, ticket: Ticket, number: int, addresses: tuple[ReplyAddress, ...]) -> None:
+        """Know a ticket as the request that an earlier run has written, to be told there too."""
+        self.restore(ticket, number)
+        own = (ticket.address, *ticket.late_addresses)
+        self._entries += [AskedAgain(number, a) for a in own if a not in addresses]
+        ticket.late_addresses += [a for a in addresses if a not in own]
+        if ticket.mark != "no":  # deltas of it may be out
+            self._entries.append(Marked(number))
+
+    def recovered(self) -> None:
+        """All that an earlier run has left is known: numbers go on behind it."""
+        if self._journal is not None:
+            self._time_of_day()  # a step of the clock until now moves nothing of what is there
+            self._journal.unread = False
+
     def ticket(self, number: int) -> Ticket | None:
         """The ticket of this number, unless it is forgotten."""
         return self._tickets.get(number)
@@ -224,7 +243,8 @@ class Records:
         now, step_s = self._clock.look()
         if step_s and self._journal is not None:
             _log.warning("clock_stepped", by_s=round(step_s, 1))
-            self._entries.append(Stepped(step_s))
+            if not self._journal.unread:  # else what is there is held against the clock as it is
+                self._entries.append(Stepped(step_s))
         return now
 
     def _count(self) -> None:

@@ -9,6 +9,8 @@ import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 
 from integration.test_frames_wire import SOUND, digits, png
 from integration.test_laws import deltas, script, wait_for_deltas, words
-from rig import Daemon, DaemonFactory, Mosquitto, until
+from rig import Daemon, DaemonFactory, Mosquitto, bound, locked, until
 from wire import BASE, Requester
 
 pytestmark = pytest.mark.mosquitto
@@ -398,6 +400,56 @@ def test_a_journal_of_a_later_version_is_refused_clearly(
     assert daemon.process.returncode == 78
     assert "written by a later version of phid" in daemon.log
     assert journal(tmp_path).read_bytes() == before
+
+
+@contextlib.contextmanager
+def held_by_another(path: Path) -> Iterator[None]:
+    """Another process has the file locked in this block."""
+    program = (
+        "import sqlite3, sys; file = sqlite3.connect(sys.argv[1]);"
+        "file.execute('PRAGMA locking_mode=EXCLUSIVE'); file.execute('BEGIN EXCLUSIVE');"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        yield
+        other.communicate()
+
+
+@pytest.mark.parametrize("away", [held_by_another, locked], ids=["locked", "unreadable"])
+def test_a_journal_that_can_be_opened_late_is_taken_over_then(
+    start_daemon: DaemonFactory, lasting: Requester, tmp_path: Path, away: Any
+) -> None:
+    without_rights = [*bound(), sys.executable, "-m", "phid", "run"]
+    daemon = start_daemon()
+    lasting.listen(f"{BASE}/dut/out/status")
+    assert lasting.ask("hello", id="told")["text"] == "hello"
+    with daemon.engine_held():
+        for n in range(3):
+            lasting.request({"prompt": f"answer {n}", "id": f"q{n}"})
+        accepted(lasting)
+        daemon.stop(signal.SIGKILL)
+    with away(journal(tmp_path)):
+        daemon.start(without_rights)
+        lasting.wait(lambda h: h.json.get("state") == "degraded")
+        lasting.request({"prompt": "no promise", "id": "zero"}, qos=0)
+        assert lasting.outcome("zero")["text"] == "no promise"
+        assert lasting.ask("not now")["code"] == "busy"
+    for n in range(3):
+        assert lasting.outcome(f"q{n}")["text"] == f"answer {n}"
+    lasting.online()
+    assert lasting.ask("new", id="new")["text"] == "new"
+    lasting.request({"prompt": "hello", "id": "told"}, correlation=b"again")
+    again = lasting.wait(lambda h: h.correlation == b"again").json
+    assert (again["text"], again["duplicate"]) == ("hello", True)
+    assert daemon.stop() == 0
+    daemon.start()
+    assert lasting.ask("afterwards")["text"] == "afterwards"
+    for request_id in ("q0", "q1", "q2", "new"):
+        assert len(lasting.outcomes(request_id)) == runs(daemon, request_id) == 1
+    assert daemon.logged("journal_set_aside") == []
 
 
 def test_a_disk_that_takes_no_more_refuses_new_requests_and_finishes_the_old(

@@ -9,6 +9,7 @@ import queue
 import shutil
 import sqlite3
 import struct
+import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -60,7 +61,7 @@ def accepted(number: int, payload: bytes = b"{}", **fields: object) -> Accepted:
 
 
 class Book:
-    """A journal and what it has said."""
+    """A journal and what it has said; `left` is what it had when it was read."""
 
     def __init__(self, path: Path, max_bytes: int = 64 * MIB) -> None:
         self.said: queue.SimpleQueue[JournalEvent] = queue.SimpleQueue()
@@ -73,7 +74,12 @@ class Book:
             self.journal.write(entry)
         said: list[JournalEvent] = []
         while _count(said) < len(entries):
-            said.append(self.said.get(timeout=60))
+            event = self.said.get(timeout=60)
+            if isinstance(event, Left):
+                assert self.left is None, "it is read once"
+                self.left = event
+            else:
+                said.append(event)
         return said
 
 
@@ -89,6 +95,7 @@ def path(tmp_path: Path) -> Path:
 def again(path: Path) -> Left:
     book = Book(path)
     book.journal.stop()
+    assert book.left is not None
     return book.left
 
 
@@ -284,16 +291,54 @@ def test_a_second_daemon_does_not_write_the_same_file(path: Path) -> None:
     book.journal.stop()
     assert isinstance(second.write(Tried())[0], Written)
     assert second.journal.failing is None
+    assert second.left is not None, "what the other has left there"
+    assert [row.accepted.number for row in second.left.rows] == [1]
+    second.write(accepted(2))
+    second.journal.stop()
+    assert [row.accepted.number for row in again(path).rows] == [1, 2]
+
+
+def test_a_file_that_is_locked_is_waited_for_once_for_all_that_is_to_be_written(
+    path: Path,
+) -> None:
+    book = Book(path)
+    second = Book(path)
+    began = time.monotonic()
+    said = second.write(*(Tried() for _ in range(20)))
+    assert all(isinstance(event, NotWritten) for event in said)
+    assert time.monotonic() - began < 10
+    book.journal.stop()
+
+
+def test_a_file_of_a_later_version_that_comes_late_is_left_alone_and_not_written(
+    path: Path,
+) -> None:
+    Book(path).journal.stop()
+    damage(path, f"PRAGMA user_version={SCHEMA + 1}")
+    before = path.read_bytes()
+    path.rename(path.with_name("away"))
+    path.mkdir()
+    book = Book(path)
+    path.rmdir()
+    path.with_name("away").rename(path)
+    (said,) = book.write(Tried())
+    assert isinstance(said, NotWritten)
+    assert "later version" in said.reason
+    assert path.read_bytes() == before
+    path.unlink()
+    assert isinstance(book.write(Tried())[0], Written), "it is looked for again"
+    book.journal.stop()
 
 
 def test_a_folder_that_comes_later_is_found(path: Path) -> None:
     path.parent.parent.mkdir(exist_ok=True)
     path.parent.write_text("a file where a folder should be")
     book = Book(path)
-    assert book.left == Left()
+    assert book.left is None
     assert isinstance(book.write(accepted(1))[0], NotWritten)
     path.parent.unlink()
     assert isinstance(book.write(accepted(1))[0], Written)
+    assert book.left == Left()
 
 
 @pytest.mark.parametrize(
