@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from phid import exits, messages
 from phid.client import Client, Forbidden, Unheard
+from phid.decoding import refusal
 from phid.errors import Code
 from phid.jobs import Finish
 from phid.messages import Delta, ErrorMessage, Outcome, Result
@@ -110,9 +111,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     try:
         request = _request(options)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(level) for level in first["loc"])
-        return _misused(f"{name}: {first['msg']}")
+        return _misused(refusal(Request, error).failure.message)
     except (OSError, ValueError) as error:
         return _misused(str(error))
     question = _Question(request, options.timeout, options.wait, options.json)
