@@ -112,7 +112,7 @@ def of_build(build: Build) -> Needs:
     looked_up = table + both_lengths if build.source != "demo" else 0
     unsupported = build.unsupported
     if build.source == "builder":
-        unsupported = unsupported or "there is no build to pull: `phid models show` has its command"
+        unsupported = unsupported or "nobody offers a build: `phid models show` has the command"
     return Needs(
         name=build.name,
         kind=build.kind,

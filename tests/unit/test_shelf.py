@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import phid
-from phid import bandwidth, proposal, shelf, store
+from phid import bandwidth, catalog, proposal, shelf, store
 from phid.bandwidth import Speed
 from phid.jobs import Load
 from phid.proofs import Evidence
@@ -72,6 +72,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposal.memory, "available_bytes", lambda: 3_000_000_000)
 
 
+@pytest.mark.parametrize(
+    "arguments", [("--json",), ("--json", "list"), ("list", "--json"), ("--json", "list", "--json")]
+)
+def test_a_program_is_told_in_json_wherever_it_says_so(
+    models: Shelf, source: Path, arguments: tuple[str, ...]
+) -> None:
+    models("import", str(source))
+    _, out, _ = models(*arguments)
+    assert [row["name"] for row in json.loads(out)] == ["a-model"]
+
+
 def test_an_empty_store_says_what_to_do(models: Shelf) -> None:
     status, out, _ = models()
     assert status == 0
@@ -110,6 +121,11 @@ def test_what_could_be_pulled_is_listed(models: Shelf) -> None:
     _, out, _ = models("list", "--all")
     for text in ("phi-3.5-mini ", "Phi-3.5-vision, vision, cpu, 3.2 GB", "not run by phid yet"):
         assert text in out
+    # What `pull` refuses is not listed as if it could be pulled.
+    assert "could be pulled" not in out
+    for build in catalog.shipped():
+        (line,) = (line for line in out.splitlines() if line.startswith(f"  {build.name} "))
+        assert ("not to be pulled" in line) == (build.source == "builder")
     rows = models.json("list", "--all")
     vision = next(row for row in rows if row["name"] == "phi-3.5-vision")
     assert (vision["here"], vision["pinned"], vision["license"]) == (False, True, "MIT")
@@ -125,7 +141,14 @@ def test_a_build_of_ones_own_is_listed_too(models: Shelf) -> None:
     [
         ("phi-3.5-vision", ["(pinned)", "9 known", "MIT", "768 KiB of it for each token"]),
         ("phi-3.5-mini", ["not pinned: the first pull records the commit", "0 known"]),
-        ("phi-3.5-moe", ["onnxruntime_genai.models.builder", "about 23600 MB"]),
+        (
+            "phi-3.5-moe",
+            [
+                "onnxruntime_genai.models.builder",
+                "-o FOLDER && phid models import FOLDER --name phi-3.5-moe",
+                "about 23600 MB",
+            ],
+        ),
         ("phi-4-multimodal-gpu", ["phid cannot run it: it takes pictures in another form"]),
     ],
 )
