@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
+import re
+import shlex
 import socket
 import stat
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 from phid import (
     __version__,
+    amounts,
     catalog,
     credentials,
     fit,
@@ -33,12 +36,15 @@ from phid import (
 from phid import settings as settings_module
 from phid.jobs import Load
 from phid.probes import Reached, Verdict
+from phid.sections import Mqtt
 from phid.settings import Settings, SettingsError
 from phid.whereabouts import Whereabouts
 
 _ENGINE_WAIT_S = 4.0
 _YEAR_S = 365.2425 * 86400
 _PACKAGES = ("onnxruntime-genai", "paho-mqtt", "psutil", "pydantic", "pydantic-settings")
+_DEFAULT = Mqtt()
+_COMMANDS = re.compile(r"\bphid (?:run|ask|fleet|doctor)\b")
 _SECRETS = frozenset({"password_file", "key_file"})
 
 
@@ -56,7 +62,7 @@ def add_parser(
     doctors.add_argument("--json", action="store_true", help="as a JSON object")
     doctors.add_argument(
         "--wait",
-        type=float,
+        type=amounts.number,
         default=_ENGINE_WAIT_S,
         metavar="S",
         help="for the engine to load (default %(default)g)",
@@ -132,7 +138,20 @@ def examine(asked: Asked, where: Whereabouts) -> list[Verdict]:
         "engine",
         lambda: [_engine(placed, reached, where, whole=whole, wait_s=asked.wait_s)],
     )
-    return [*verdicts, *room, *provider, *engine]
+    return [_aimed(verdict, settings.mqtt) for verdict in (*verdicts, *room, *provider, *engine)]
+
+
+def _aimed(verdict: Verdict, mqtt: Mqtt) -> Verdict:
+    """The verdict whose mend goes to the broker that was asked, where that is not the default."""
+    where = ""
+    if mqtt.host != _DEFAULT.host:
+        where += f" --host {shlex.quote(mqtt.host)}"
+    if mqtt.port != _DEFAULT.port:
+        where += f" --port {mqtt.port}"
+    if not where or verdict.mend is None:
+        return verdict
+    mend = _COMMANDS.sub(lambda found: found[0] + where, verdict.mend)
+    return replace(verdict, mend=mend)
 
 
 def _default(settings: Settings) -> Load | None:

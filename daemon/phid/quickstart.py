@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from phid import demo, fleet, programs, progress
+from phid import amounts, demo, fleet, programs, progress
 from phid import settings as settings_module
 from phid.client import Unreachable
 from phid.sections import Mqtt
@@ -210,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Install phid into .venv, and see a small real model answer over MQTT.",
     )
     parser.add_argument("--serve", action="store_true", help="leave broker and daemon running")
-    parser.add_argument("--port", type=int, help="the broker's port (default: a free one)")
+    parser.add_argument("--port", type=amounts.port, help="the broker's port (default: a free one)")
     parser.add_argument("--device", default="demo", help="the device's name (default: demo)")
     parser.add_argument("--picture-model", type=Path, metavar="DIR", help="a vision model to show")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="what to show it")

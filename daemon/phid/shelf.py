@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from phid import (
+    amounts,
     bandwidth,
     catalog,
     demo,
@@ -77,11 +78,15 @@ def add_parser(
     fits = add("fit", _fit, "which model this machine should run, how fast, and why")
     fits.add_argument("--kind", choices=["text", "vision"], help="only these")
     fits.add_argument(
-        "--context", type=int, default=fit.CONTEXT, metavar="N", help="tokens (default %(default)s)"
+        "--context",
+        type=amounts.count,
+        default=fit.CONTEXT,
+        metavar="N",
+        help="tokens (default %(default)s)",
     )
     fits.add_argument(
         "--least",
-        type=float,
+        type=amounts.number,
         default=fit.LEAST_TOKENS_S,
         metavar="R",
         help="tokens/s that are wanted at least (default %(default)s)",
