@@ -9,7 +9,8 @@ from typing import Literal
 from phid import log, memory
 from phid.errors import Code, Failure, Refused
 from phid.jobs import EngineFacts, Event, Load, LoadFailed, Ready
-from phid.lineup import Kind, Lineup, Model
+from phid.lineup import Lineup, Model
+from phid.proposal import Kind
 from phid.worker import EngineEnded, EngineSaid, Worker
 
 ModelState = Literal["loading", "ready", "failed", "unloaded"]

@@ -151,6 +151,7 @@ def of_folder(model: StoredModel, build: Build | None = None) -> Needs:
         context=model.context,
         providers=build.providers if build else ("cpu",),
         rank=build.rank if build else _RANK,
+        unsupported=build.unsupported if build else "",
         block=graphs.block_size(graph) if there else graphs.BLOCK,
     )
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from phid import fit, graphs, proposal, soundness, store
 from phid.jobs import Load
+from phid.proposal import Kind
 from phid.settings import Settings
-
-Kind = Literal["text", "vision"]
 
 # A job of a usual length must fit too.
 _USUAL_TOKENS = 1024
@@ -55,7 +53,9 @@ def read(settings: Settings) -> Lineup:
     text = model_of(settings, engine.model)
     if text is None:
         return Lineup()
-    frame = model_of(settings, engine.frame_model) if engine.frame_model else text
+    frame: Model | None = text
+    if engine.frame_model or not engine.model:
+        frame = model_of(settings, engine.frame_model, "vision")
     others = [model_of(settings, name) for name in (*engine.models, *engine.pinned)]
     models = {model.name: model for model in (text, frame, *others) if model is not None}
     pinned = [model_of(settings, name) for name in engine.pinned]
@@ -68,25 +68,26 @@ def read(settings: Settings) -> Lineup:
     )
 
 
-def model_of(settings: Settings, wanted: str) -> Model | None:
+def model_of(settings: Settings, wanted: str, kind: Kind = "text") -> Model | None:
     """The model of this name or path; None where an empty name finds none that can run.
 
-    Of several it means the one that `fit` prefers, which takes a second to find out, once.
+    Of several it means the one of this kind that `fit` prefers, which takes a second to find out,
+    once.
     """
     engine = settings.engine
-    kind: Kind | None = None
+    its_kind: Kind | None = None
     needed = 0
     if engine.runtime == "scripted":
         name, _, path = wanted.partition("?")  # what the script says of its loading
         name = name or "scripted"
     else:
         found = store.resolve(wanted, settings.models_dir)
-        if found is None and (best := proposal.preferred(settings)):
+        if found is None and (best := proposal.preferred(settings, kind)):
             found = best.name, best.path
         if found is None:
             return None
         name, path = found[0], str(found[1])
-        kind, needed = _reckon(found[1])
+        its_kind, needed = _reckon(found[1])
     load = Load(
         runtime=engine.runtime,
         model=name,
@@ -98,7 +99,7 @@ def model_of(settings: Settings, wanted: str) -> Model | None:
         memory_bytes=engine.memory_mb << 20,
         loop_tokens=engine.loop_tokens,
     )
-    return Model(load, kind, needed)
+    return Model(load, its_kind, needed)
 
 
 def _stored(settings: Settings, name: str) -> Model | None:

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 
 import phid
-from phid import bandwidth, catalog, proposal, shelf, store
+from phid import bandwidth, catalog, lineup, proposal, shelf, store
 from phid.bandwidth import Speed
 from phid.jobs import Load
 from phid.proofs import Evidence
 from phid.proven import Proven, Surroundings
 from phid.settings import Settings
-from rig import bound, locked
+from rig import ROOT, bound, locked
 from weighty import model_folder
+
+TINY = ROOT / "tests" / "models" / "tiny-phi3v"
 
 
 class Shelf:
@@ -317,11 +319,57 @@ def test_fit_is_none_where_nothing_can_run(models: Shelf) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_what_fit_prefers_is_run_where_none_is_named(models: Shelf, source: Path) -> None:
-    assert proposal.preferred(models.settings) is None
+    def run_for(kind: proposal.Kind) -> str | None:
+        found = proposal.preferred(models.settings, kind)
+        return found and found.name
+
+    assert run_for("text") is None
     models("import", str(source), "--name", "one")
-    assert proposal.preferred(models.settings).name == "one"  # type: ignore[union-attr]
+    assert run_for("text") == run_for("vision") == "one"
     models("import", str(source), "--name", "phi-3.5-mini")
-    assert proposal.preferred(models.settings).name == "phi-3.5-mini"  # type: ignore[union-attr]
+    assert run_for("text") == run_for("vision") == "phi-3.5-mini"
+    # However well it may rank, what looks at pictures is for them.
+    models("import", str(TINY), "--name", "phi-4-vision")
+    models("rm", "phi-3.5-mini")
+    models("import", str(source), "--name", "smollm2-135m-instruct")
+    assert (run_for("text"), run_for("vision")) == ("one", "phi-4-vision")
+    models("rm", "one")
+    assert (run_for("text"), run_for("vision")) == ("smollm2-135m-instruct", "phi-4-vision")
+
+
+@pytest.mark.usefixtures("quick")
+def test_text_is_answered_by_a_vision_model_where_no_text_model_can_run(
+    models: Shelf, source: Path
+) -> None:
+    models("import", str(TINY), "--name", "sees")
+    models("import", str(source), "--name", "phi-3.5-mini-gpu")  # not on a CPU
+    lines = lineup.read(models.settings)
+    assert (lines.text, lines.frame) == ("sees", "sees")
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_phid_cannot_run_is_not_run_where_none_is_named(models: Shelf, source: Path) -> None:
+    models("import", str(TINY), "--name", "phi-4-multimodal-gpu")
+    models("import", str(source), "--name", "one")
+    lines = lineup.read(models.settings)
+    assert (lines.text, lines.frame) == ("one", "one")
+
+
+@pytest.mark.usefixtures("quick")
+def test_where_one_is_named_it_answers_frames_too(models: Shelf, source: Path) -> None:
+    models("import", str(TINY), "--name", "sees")
+    models("import", str(source), "--name", "one")
+
+    def run(**engine: str) -> tuple[str | None, str | None]:
+        engine_section = models.settings.engine.model_copy(update=engine)
+        lines = lineup.read(models.settings.model_copy(update={"engine": engine_section}))
+        return lines.text, lines.frame
+
+    assert run() == ("one", "sees")
+    assert run(model="one") == ("one", "one")
+    assert run(model="sees") == ("sees", "sees")
+    assert run(frame_model="one") == ("one", "one")
+    assert run(model="one", frame_model="sees") == ("one", "sees")
 
 
 def test_the_bandwidth_is_measured_in_another_process() -> None:
