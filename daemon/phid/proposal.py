@@ -36,16 +36,16 @@ def machine(settings: Settings, *, measured: bool) -> Machine:
     return Machine(memory.total_bytes(), memory.available_bytes(), usable, speed)
 
 
-def preferred(settings: Settings, kind: Kind) -> StoredModel | None:
+def preferred(settings: Settings, kind: Kind, *, measured: bool = True) -> StoredModel | None:
     """The model to run for this kind where none is named; of another if no such one fits.
 
-    Takes about a second where several are here.
+    Takes about a second where several are here and the machine is to be `measured`.
     """
     here = store.models(settings.models_dir)
     if len(here) < 2:
         return here[0] if here else None
     try:
-        this = machine(settings, measured=True)
+        this = machine(settings, measured=measured)
     except bandwidth.Unmeasurable:
         this = machine(settings, measured=False)
     builds = catalog.builds(settings.catalog)
