@@ -162,6 +162,8 @@ def test_nothing_is_well_within_ten_seconds(tmp_path: Path) -> None:
         free_port(),
         engine__runtime="genai",
         engine__model="broken",
+        engine__frame_model="phi-3.5-vision",
+        engine__models='["away"]',
         engine__threads=1000,
         models_dir=tmp_path / "models",
         mqtt__password_file=tmp_path / "none",
@@ -169,7 +171,7 @@ def test_nothing_is_well_within_ten_seconds(tmp_path: Path) -> None:
     assert (ran.status, ran.json["verdict"]) == (1, "bad")
     verdicts = {c["name"]: c["verdict"] for c in ran.json["checks"]}
     assert [n for n, v in verdicts.items() if v == "bad"] == [
-        *("credentials", "broker", "daemon", "model", "engine")
+        *("credentials", "broker", "daemon", "model", "frame_model", "model away", "engine")
     ]
     assert verdicts["threads"] == "warn"
     mended(ran)
