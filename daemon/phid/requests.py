@@ -29,10 +29,7 @@ _PLAIN = "answers are plain text in this version"
 _PICTURE = 'a picture is {"b64":"..."}, its bytes in base64 or a data URL'
 # Fields that other servers take, and what is said to whoever sends one.
 _FOREIGN = {
-    "response_format": _PLAIN,
-    "tools": _PLAIN,
-    "tool_choice": _PLAIN,
-    "functions": _PLAIN,
+    **dict.fromkeys(("response_format", "tools", "tool_choice", "functions"), _PLAIN),
     "stream_options": "every result has its usage",
     "options": "what would be in it stands beside prompt: temperature, top_p, top_k, seed, stop",
     "max_completion_tokens": "here it is max_tokens",
