@@ -116,7 +116,11 @@ class Engine(Section):
         0, ge=0, le=1024, description="CPU threads; 0: what affinity and cgroup quota allow."
     )
     prefill_slice: int = Field(
-        64, ge=1, le=8192, description="Prompt tokens per uninterruptible step of the runtime."
+        0,
+        ge=0,
+        le=8192,
+        description="Prompt tokens per uninterruptible step of the runtime; "
+        "0: 64, and 512 on cuda.",
     )
     max_context: int = Field(
         0, ge=0, description="Cap on prompt plus answer, in tokens; 0: the model's own context."
