@@ -93,10 +93,12 @@ class Engine(Section):
     model: str = Field(
         "",
         description="A model's name in models_dir or a folder's path; empty: the only one, or of "
-        "several the one that `phid models fit` prefers.",
+        "several the text model that `phid models fit` prefers.",
     )
     frame_model: str = Field(
-        "", description="Answers requests with pictures that name no model; empty: engine.model."
+        "",
+        description="Answers requests with pictures that name no model; empty: engine.model, or "
+        "where that is empty too the vision model that `phid models fit` prefers.",
     )
     models: tuple[str, ...] = Field(
         (), description="Others that requests may name; loaded when asked for."

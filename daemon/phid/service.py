@@ -12,7 +12,7 @@ from phid.bulletin import Bulletin
 from phid.crew import Crew
 from phid.desk import Desk
 from phid.entries import JournalEvent, Left, NotWritten, Written
-from phid.errors import Code, Failure, Refused
+from phid.errors import Refused
 from phid.health import Health
 from phid.intake import (
     Arrival,
@@ -323,11 +323,11 @@ class Service:
                 _log.info("model_loaded", model=facts.model, ms=facts.load_ms)
                 self._bulletin.publish_provider(worker)
                 self._operations.look(now)
-            case LoadFailed(code, message):
+            case LoadFailed():
                 self._bulletin.publish_provider(worker)
                 self._operations.look(now)
-                failure = Failure(Code.LOADING, f"{code}: {message}")
-                self._desk.end_waiting(worker.load.model, failure, now)
+                if (failure := self._crew.refusal(worker.load.model)) is not None:
+                    self._desk.end_waiting(worker.load.model, failure, now)
         self._lookout.engine_said(event, now)
         self._desk.engine_said(event, now)
 
