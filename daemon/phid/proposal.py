@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from phid import bandwidth, catalog, fit, graphs, memory, proven, soundness, store
@@ -59,9 +59,13 @@ def make(
     kind: Kind | None,
     tokens: int,
     least_tokens_s: float,
+    providers: tuple[str, ...],
 ) -> Proposal:
-    """Measure, and judge every model that is known or here. Raises Unmeasurable."""
-    this = machine(settings, measured=True)
+    """Measure, and judge every model that is known or here. Raises Unmeasurable.
+
+    `providers` are those that it could run on here.
+    """
+    this = replace(machine(settings, measured=True), providers=providers)
     here = {model.name: model for model in store.models(settings.models_dir)}
     builds = {build.name: build for build in catalog.builds(settings.catalog)}
     needs = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from phid import channel, errand, log, packages, selection
 from phid.jobs import Load, Loading
 from phid.placement import Profile
-from phid.proofs import Evidence, Prove, Proved, Selection, Stage, Tried, Try
+from phid.proofs import Evidence, Prove, Proved, Selection, Stage, Tried, Try, Wanted
 from phid.proven import Proven, Surroundings
 from phid.providers import CPU, PROVIDERS, candidates
 

@@ -20,10 +20,12 @@ from phid import (
     manifest,
     progress,
     proposal,
+    prover,
     soundness,
     store,
 )
 from phid.catalog import Build, Unknown
+from phid.jobs import Load
 from phid.settings import Settings
 from phid.store import StoredModel, StoreError
 
@@ -381,8 +383,17 @@ def _prepare(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _fit(settings: Settings, options: argparse.Namespace) -> int:
+    show = progress.Progress()
+    load = Load("genai", "", "", settings.engine.threads)
+    # What is installed for accelerators is tried, if it has not been: with no model here yet nobody
+    # else has.
+    providers = prover.usable(load, settings.wanted, lambda said: show(said.stage, said.fraction))
     made = proposal.make(
-        settings, kind=options.kind, tokens=options.context, least_tokens_s=options.least
+        settings,
+        kind=options.kind,
+        tokens=options.context,
+        least_tokens_s=options.least,
+        providers=providers,
     )
     print(proposal.as_json(made) if options.json else proposal.as_text(made))
     return 0 if made.chosen else exits.ERROR

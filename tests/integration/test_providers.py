@@ -360,7 +360,7 @@ def test_a_provider_that_is_not_there_is_told_everywhere(
         ("cuda", False),
         ("cpu", True),
     ]
-    assert "pip install onnxruntime-gpu" in found["report"][0]["mend"]
+    assert 'pip install "onnxruntime-gpu[cuda,cudnn]"' in found["report"][0]["mend"]
     health = requester.wait(lambda h: h.topic == HEALTH and "placement_pct_cpu" in h.json).json
     assert health["placement_pct_cpu"] == 100
     assert requester.ask("1", max_tokens=2)["provider"] == "cpu"

@@ -18,6 +18,7 @@ from phid.bandwidth import Speed
 from phid.jobs import Load
 from phid.proofs import Evidence
 from phid.proven import Proven, Surroundings
+from phid.selection import SMALL_ANSWER
 from phid.settings import Settings
 from rig import ROOT, bound, locked
 from weighty import model_folder
@@ -300,11 +301,20 @@ def test_fit_is_for_programs_too(models: Shelf) -> None:
     ids=["it ran on the GPU", "it said so and ran on the CPU"],
 )
 def test_fit_counts_an_accelerator_that_was_proven_here(
-    models: Shelf, placement: dict[str, float], chosen: str
+    models: Shelf,
+    placement: dict[str, float],
+    chosen: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("onnxruntime-gpu", "onnxruntime-genai-cuda"):
+        told = tmp_path / "site" / f"{name.replace('-', '_')}-1.dist-info" / "METADATA"
+        told.parent.mkdir(parents=True)
+        told.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
     wanted, load = models.settings.wanted, Load("genai", "", "")
     key = Surroundings.of(load).key("cuda", "probe", wanted)
-    Proven(wanted.memory).keep(key, "cuda", Evidence(pieces=(b"x",), placement=placement))
+    Proven(wanted.memory).keep(key, "cuda", Evidence(pieces=SMALL_ANSWER, placement=placement))
     found = models.json("fit", "--kind", "vision")
     assert found["chosen"] == chosen
     assert ("cuda" in found["machine"]["providers"]) == (chosen == "phi-3.5-vision-gpu")
