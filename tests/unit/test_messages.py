@@ -141,7 +141,7 @@ def test_every_plain_field_can_be_a_property() -> None:
         "reply_to": "t",
         "detail": "4",
     }
-    others = {"messages", "images", "tags", "format", "session"}
+    others = {"messages", "images", "tags", "response_format", "session"}
     assert fields.keys() | others == Request.model_fields.keys()
     request = requests.decode_properties(tuple(fields.items()))
     assert (request.v, request.max_tokens, request.detail) == (1, 5, 4)
