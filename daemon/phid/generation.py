@@ -47,6 +47,10 @@ class Stream(Protocol):
         """How many of these are images."""
 
     @property
+    def cached_tokens(self) -> int:
+        """How many of the prompt's need not be computed: they have been, for the job before."""
+
+    @property
     def crops(self) -> int:
         """How many crops the images were cut into altogether."""
 
@@ -183,7 +187,7 @@ class _Run:
     def events(self, stream: Stream) -> Iterator[RunEvent]:
         self.quotable = True
         began_s = self._clock()
-        yield Started(self._job.id, stream.prompt_tokens, stream.image_tokens)
+        yield Started(self._job.id, stream.prompt_tokens, stream.image_tokens, stream.cached_tokens)
         finish = yield from self._prefill(stream)
         prefilled_s = first_s = self._clock()
         limit = min(self._job.sampling.max_tokens, stream.room)
@@ -217,6 +221,7 @@ class _Run:
             Usage(
                 prompt_tokens=stream.prompt_tokens,
                 image_tokens=stream.image_tokens,
+                cached_tokens=stream.cached_tokens,
                 output_tokens=count,
                 crops=stream.crops,
             ),

@@ -54,7 +54,8 @@ class Load:
     caps the model's own context (tokens), 0 leaves it. `processor` says who makes a vision model's
     pixels: phid, within a job's budget of crops, or the runtime's own, always up to 16.
     `memory_bytes` is the most the process may take in all; 0: what the machine has. An answer whose
-    last `loop_tokens` repeat themselves ends there; 0: it goes on. `provider` is
+    last `loop_tokens` repeat themselves ends there; 0: it goes on. With `prefix_cache` a text model
+    keeps the cache of a job for the next that begins alike. `provider` is
     one of `providers` and `options` are its own. `proven` is the placement measured when it was
     chosen (percent of kernel time by provider), for models that cannot be measured in passing;
     `profile` has every session write a profile from its beginning, which is for a trial only.
@@ -69,6 +70,7 @@ class Load:
     processor: Literal["phid", "stock"] = "phid"
     memory_bytes: int = 0
     loop_tokens: int = 0
+    prefix_cache: bool = False
     provider: str = "cpu"
     options: tuple[tuple[str, str], ...] = ()
     proven: tuple[tuple[str, float], ...] = ()
@@ -187,12 +189,13 @@ class LoadFailed:
 class Started:
     """The job's prompt fits and its prefill begins.
 
-    `image_tokens` of the `prompt_tokens` are its images.
+    `image_tokens` of the `prompt_tokens` are its images, and `cached_tokens` are computed already.
     """
 
     job_id: str
     prompt_tokens: int
     image_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

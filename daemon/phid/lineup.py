@@ -123,6 +123,7 @@ def model_of(
         processor=settings.vision.processor,
         memory_bytes=engine.memory_mb << 20,
         loop_tokens=engine.loop_tokens,
+        prefix_cache=engine.prefix_cache,
     )
     return Model(load, its_kind, needed)
 

@@ -62,8 +62,8 @@ class Patience:
         match event:
             case Loading():
                 self.loading(now)
-            case Started(_, prompt_tokens):
-                self._left, self._told = prompt_tokens, 0
+            case Started(_, prompt_tokens, _, cached_tokens):
+                self._left, self._told = prompt_tokens - cached_tokens, cached_tokens
                 self._enter("prefill", now, self._prefill_s)
             case Prefilled(_, tokens) if self.phase == "prefill":
                 self._computed(tokens - self._told, now)

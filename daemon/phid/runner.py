@@ -86,7 +86,7 @@ class Runner:
         match event:
             case Started():
                 run.start(event)
-                self._mark_in_time(run, 0)
+                self._mark_in_time(run, event.cached_tokens)
             case Prefilled(_, tokens):
                 self._mark_in_time(run, tokens)
             case Tokens():

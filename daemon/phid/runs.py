@@ -29,7 +29,10 @@ class Run:
         """The prompt has been counted, and is being read."""
         self.started = True
         self.usage = replace(
-            self.usage, prompt_tokens=event.prompt_tokens, image_tokens=event.image_tokens
+            self.usage,
+            prompt_tokens=event.prompt_tokens,
+            image_tokens=event.image_tokens,
+            cached_tokens=event.cached_tokens,
         )
 
     def add(self, event: Tokens, now: float) -> None:

@@ -130,7 +130,7 @@ class ScriptedStream:
         slice_tokens: int,
         facts: EngineFacts,
     ) -> None:
-        self.crops = images
+        self.crops, self.cached_tokens = images, 0
         self.image_tokens = images * IMAGE_TOKENS
         self.prompt_tokens = text_tokens + self.image_tokens
         self.room = facts.context - self.prompt_tokens

@@ -128,6 +128,11 @@ class Engine(Section):
     memory_mb: int = Field(
         0, ge=0, description="Most memory it may take, MiB; 0: what the machine has to spare."
     )
+    prefix_cache: bool = Field(
+        True,
+        description="Keep a prompt's cache for the next that begins alike, as those with the same "
+        "instructions do.",
+    )
     loop_tokens: int = Field(
         256, ge=0, description="An answer that repeats itself for so many tokens is cut; 0: never."
     )

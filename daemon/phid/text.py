@@ -6,7 +6,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from phid import chat, devices, guidance, memory, vocabulary
+from phid import chat, devices, guidance, memory, prefix, vocabulary
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Job, Load, Sampling, Turn
 from phid.native import og
@@ -40,6 +40,9 @@ class TextRuntime:
         self._tokens = tokens
         self._guard = chat.MarkerGuard(tokens.markers)
         self._template = self._own_template()
+        self._prefix: prefix.Prefix | None = None
+        if load.prefix_cache and facts.kind == "text":
+            self._prefix = prefix.Prefix(self._slice, line.at if line else facts.context)
         self._expected_markers = lru_cache(maxsize=64)(self._count_harmless)
 
     def open(self, job: Job) -> TextStream:
@@ -48,7 +51,7 @@ class TextRuntime:
             raise Refused(Code.UNSUPPORTED, "this model takes no images", field="images")
         prompt = self._encode(job.turns)
         self._check(prompt, job.turns)
-        return TextStream(self._model, prompt, **self._how(job, prompt))
+        return TextStream(self._model, prompt, **self._how(job, prompt, kept=self._prefix))
 
     def _check(self, prompt: Any, turns: tuple[Turn, ...], image_tokens: int = 0) -> None:
         context = self.facts.context
@@ -67,22 +70,34 @@ class TextRuntime:
             )
 
     def _how(
-        self, job: Job, prompt: Any, views: int = 0, decoding_bytes: int = 0
+        self,
+        job: Job,
+        prompt: Any,
+        views: int = 0,
+        decoding_bytes: int = 0,
+        kept: prefix.Prefix | None = None,
     ) -> dict[str, Any]:
         """Give what any stream needs beside its model and prompt.
 
-        Raises Refused (no_memory) where its cache with the views of its images would not fit, or
-        what decoding them takes before; and where the runtime does not take its schema.
+        It may go on with what is `kept`, and be kept itself. Raises Refused (no_memory) where its
+        cache with the views of its images would not fit, or what decoding them takes before; and
+        where the runtime does not take its schema.
         """
         end, first = self.facts.context, 0
         if (line := self._line) is not None:
             end, first = line.end(len(prompt), end), line.first_call(len(prompt))
         options = _search_options(job.sampling, len(prompt), end)
-        cache = options["max_length"] * self.facts.kv_bytes_per_token
+        schema, warm = job.sampling.schema, None
+        if kept is not None:
+            if schema or first:
+                kept.drop()
+                kept = None
+            elif (warm := kept.take(prompt, options)) is None:
+                options["max_length"] = self._roomy(options["max_length"], end, kept)
+        cache = 0 if warm else options["max_length"] * self.facts.kv_bytes_per_token
         if first and line is not None:
             cache += (len(prompt) if views else first) * line.token_bytes
         computing = 0 if self._elsewhere else cache + views * memory.VIEW_BYTES
-        schema = job.sampling.schema
         needed = max(computing, decoding_bytes) + (guidance.BYTES if schema else 0)
         memory.check(needed, self._memory_bytes)
         grammar = guidance.grammar(self._model, schema) if schema else None
@@ -94,10 +109,25 @@ class TextRuntime:
             "room": end - len(prompt),
             "first_call": first,
             "grammar": grammar,
+            "warm": warm,
+            "kept": kept,
         }
+
+    def _roomy(self, needed: int, end: int, kept: prefix.Prefix) -> int:
+        """How long to make the cache of a job that needs so much, where memory allows more."""
+        for outgrown in (kept.outgrown, False):
+            more = prefix.length(needed, end, outgrown=outgrown)
+            try:
+                if not self._elsewhere:
+                    memory.check(more * self.facts.kv_bytes_per_token, self._memory_bytes)
+            except Refused:
+                continue
+            return more
+        return needed
 
     def close(self) -> None:
         """Release the model."""
+        self._prefix = None
         del self._tokenizer, self._model
 
     def _own_template(self) -> Callable[[str], str] | None:
@@ -160,6 +190,8 @@ class TextStream:
         room: int,
         first_call: int = 0,
         grammar: str | None = None,
+        warm: tuple[Any, int] | None = None,
+        kept: prefix.Prefix | None = None,
     ) -> None:
         self.prompt_tokens = len(prompt)
         self.image_tokens = 0
@@ -172,14 +204,19 @@ class TextStream:
         self._first_call = first_call
         self._grammar = grammar
         self._decode = decode
-        self._generator: Any = None
+        self._generator: Any
+        self._generator, self.cached_tokens = warm or (None, 0)
+        self._kept = kept
+        self._sound, self._computed = True, self.cached_tokens
 
     def prefill(self) -> Iterator[int]:
         """Append the prompt in slices: a whole one could not be interrupted."""
         self._begin()
-        yield from self._append(0)
+        yield from self._append(self.cached_tokens)
 
     def _begin(self) -> None:
+        if self._generator is not None:
+            return
         params = og.GeneratorParams(self._model)
         params.set_search_options(**self._options)
         if self._grammar is not None:
@@ -190,19 +227,25 @@ class TextStream:
         at = start
         while at < self.prompt_tokens:
             end = min(max(at + self._slice, self._first_call), self.prompt_tokens)
+            self._sound = False
             self._generator.append_tokens(self._prompt[at:end])
+            self._sound, self._computed = True, end
             yield end
             at = end
 
     def step(self) -> bytes | None:
         """Generate one token. Raises Refused where the schema asks too much of the runtime."""
+        self._sound = False
         with guidance.explained(self._grammar is not None):
             self._generator.generate_next_token()
+        self._sound = True
         return self._decode(int(self._generator.get_next_tokens()[0]))
 
     def close(self) -> None:
-        """Release the job's memory."""
-        self._generator = None
+        """Release the job's memory, or leave it to the next."""
+        generator, self._generator = self._generator, None
+        if generator is not None and self._kept is not None and self._sound:
+            self._kept.keep(generator, self._prompt[: self._computed], self._options)
 
 
 def _search_options(sampling: Sampling, prompt_tokens: int, context: int) -> dict[str, Any]:
