@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -149,6 +150,18 @@ def test_a_megabyte_of_mistakes_is_refused_in_no_time(payload: bytes) -> None:
         assert isinstance(decode(payload), Failure)
         taken.append(time.thread_time() - began)
     assert min(taken) < 0.3 * SLOWNESS
+
+
+def test_a_field_with_a_name_of_a_megabyte_takes_no_memory_to_compare() -> None:
+    tracemalloc.start()
+    try:
+        failure = decode(full(**{"x" * 1_000_000: 1}))
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(failure, Failure)
+    assert "unknown field" in failure.message
+    assert most_bytes < 20e6
 
 
 def test_an_unknown_field_is_named_with_the_nearest() -> None:
