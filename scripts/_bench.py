@@ -207,13 +207,16 @@ def main() -> int:
     parser.add_argument(
         "--vision", type=Path, metavar="MODEL", help="measure what a picture costs this model"
     )
+    parser.add_argument("--provider", default="cpu", help="where --vision's model runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     options = parser.parse_args()
     if options.vision:
         # It brings OpenCV with it.
         import _bench_vision  # noqa: PLC0415
 
-        figures = _bench_vision.measure(options.vision, Progress(), quick=options.quick)
+        figures = _bench_vision.measure(
+            options.vision, Progress(), quick=options.quick, provider=options.provider
+        )
     else:
         figures = measure(options, Progress())
     for key, value in figures.items():

@@ -78,11 +78,13 @@ class Sample:
 class Engine:
     """phid's own engine program with the model loaded, in a process of its own."""
 
-    def __init__(self, folder: Path, processor: Literal["phid", "stock"]) -> None:
+    def __init__(self, folder: Path, processor: Literal["phid", "stock"], provider: str) -> None:
         self._child, self._connection = channel.spawn(channel.ENGINE)
         self._said = b""
         threading.Thread(target=self._listen, daemon=True).start()
-        self._connection.send(Load("genai", folder.name, str(folder), processor=processor))
+        self._connection.send(
+            Load("genai", folder.name, str(folder), processor=processor, provider=provider)
+        )
         self.facts = self._loaded()
 
     def _listen(self) -> None:
@@ -137,8 +139,8 @@ class Engine:
 
 
 @contextmanager
-def loaded(folder: Path, processor: Literal["phid", "stock"]) -> Iterator[Engine]:
-    engine = Engine(folder, processor)
+def loaded(folder: Path, processor: Literal["phid", "stock"], provider: str) -> Iterator[Engine]:
+    engine = Engine(folder, processor, provider)
     try:
         yield engine
     finally:
@@ -173,9 +175,11 @@ def preprocess_ms(width: int, height: int, crops: int, repetitions: int) -> floa
     return statistics.median(took)
 
 
-def sample(folder: Path, variant: Variant, data: bytes, asks: int) -> tuple[Sample, EngineFacts]:
+def sample(
+    folder: Path, variant: Variant, data: bytes, asks: int, provider: str
+) -> tuple[Sample, EngineFacts]:
     """One engine's life, from its start to its end."""
-    with loaded(folder, variant.processor) as engine:
+    with loaded(folder, variant.processor, provider) as engine:
         if engine.facts.kind != "vision":
             raise SystemExit(f"bench: {folder} holds a text model")
         at_load = engine.memory_mb("VmRSS"), engine.memory_mb("VmHWM")
@@ -191,7 +195,9 @@ def sample(folder: Path, variant: Variant, data: bytes, asks: int) -> tuple[Samp
         return Sample(ttft_ms, answers[0][1], *at_load, peak), engine.facts
 
 
-def measure(folder: Path, progress: Progress, *, quick: bool) -> dict[str, Any]:
+def measure(
+    folder: Path, progress: Progress, *, quick: bool, provider: str = "cpu"
+) -> dict[str, Any]:
     """The figures, by their names."""
     if not folder.is_dir():
         raise SystemExit(f"bench: there is no folder {folder}")
@@ -209,7 +215,7 @@ def measure(folder: Path, progress: Progress, *, quick: bool) -> dict[str, Any]:
         for variant in order:
             what = f"round {number + 1} of {rounds}: a frame at {_words(variant)}"
             progress(what, None)
-            got, facts = sample(folder, variant, data, asks)
+            got, facts = sample(folder, variant, data, asks, provider)
             samples[variant.name].append(got)
     for name, lives in samples.items():
         figures[f"vision.{name}.ttft_ms"] = round(statistics.median(s.ttft_ms for s in lives), 1)

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "daemon"))
 
-from phid import log, packages  # noqa: E402 - the path comes first
+from phid import log, packages, prover  # noqa: E402 - the path comes first
 from phid.jobs import Load, LoadFailed, Loading, Ready  # noqa: E402
 from phid.proofs import Wanted  # noqa: E402
 from phid.settings import default_models_dir  # noqa: E402
@@ -99,7 +99,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as state:
         memory = Path(state) / "providers.json"
         options = ((asked.provider, pairs),) if pairs else ()
-        figures = proven(Wanted((asked.provider,), options, memory=memory))
+        wanted = Wanted((asked.provider,), options, memory=memory)
+        apart = dataclasses.replace(wanted, memory=None)
+        usable = prover.usable(Load("genai", "", ""), apart, lambda _: None)
+        print(f"   for models that are still to come: {', '.join(usable)}")
+        figures = {"usable": usable} | proven(wanted)
     if asked.json is not None:
         asked.json.write_text(json.dumps(figures, indent=2))
 

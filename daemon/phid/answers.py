@@ -50,7 +50,7 @@ class Answers:
         self._health.count("jobs_busy" if failure.code is Code.BUSY else "jobs_refused")
         self._outbox.refuse(reply, messages.error_message(request_id, failure), decided)
 
-    def again(self, ticket: Ticket, arrived: RequestArrived, decided: Decision) -> bool:
+    def again(self, ticket: Ticket, arrived: RequestArrived, decided: Decision, now: float) -> bool:
         """Answer one who asks the same again. True if that is being written; raises Refused."""
         self._health.count("jobs_duplicate")
         reply = arrived.reply
@@ -61,7 +61,7 @@ class Answers:
             if ticket.number is None:
                 self.records.check_room(arrived.inbound.qos, arrived.size_bytes)
             is_new = ticket.also_answer(reply)
-            if ticket.outcome is None and self.records.accept_late(ticket, arrived, decided):
+            if ticket.outcome is None and self.records.accept_late(ticket, arrived, decided, now):
                 return True
             return is_new and self.records.ask_again(ticket, reply, decided)
         outcome = ticket.outcome.model_copy(update={"duplicate": True})
@@ -119,10 +119,32 @@ class Answers:
             elif not ticket.published:
                 self._publish(ticket)
 
-    def owe(self, ticket: Ticket) -> None:
-        """Publish an outcome of an earlier run: whether the broker has it is not known."""
+    def join(self, ticket: Ticket, number: int, addresses: tuple[ReplyAddress, ...]) -> None:
+        """Let its outcome be that of a request which an earlier run has written, too."""
+        self.records.join(ticket, number, addresses)
+        if ticket.outcome is not None:  # whoever has it already is sent a duplicate
+            ticket.outcome = ticket.outcome.model_copy(update={"duplicate": True})
+            ticket.published = False
+            self.unpublished += 1
+            self.records.end(ticket, ticket.outcome)
+
+    def recall(self, ticket: Ticket, failure: Failure | None, now: float) -> None:
+        """Know a request of an earlier run that ended, or ends with this failure.
+
+        Its outcome is published again unless the broker is known to have it.
+        """
+        if failure is not None:
+            self.ledger.open(ticket)
+            self.end_with_error(ticket, failure, now)
+            return
+        self.ledger.recall(ticket)
+        ticket.published = True
+        if not ticket.told:
+            self._owe(ticket)
+
+    def _owe(self, ticket: Ticket) -> None:
         assert ticket.outcome is not None
-        ticket.published, ticket.untold = True, 1 + len(ticket.late_addresses)
+        ticket.untold = 1 + len(ticket.late_addresses)
         for address in (ticket.address, *ticket.late_addresses):
             self._outbox.answer(address, ticket.outcome, ticket.number, sent_before=True)
         ticket.late_addresses.clear()

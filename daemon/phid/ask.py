@@ -14,8 +14,9 @@ from typing import Any, TextIO
 
 from pydantic import ValidationError
 
-from phid import exits, messages
+from phid import amounts, exits, messages
 from phid.client import Client, Forbidden, Unheard
+from phid.decoding import refusal
 from phid.errors import Code
 from phid.jobs import Finish
 from phid.messages import Delta, ErrorMessage, Outcome, Result
@@ -92,17 +93,27 @@ def add_parser(
         help="frames of a local camera: its number, device file or address",
     )
     asks.add_argument(
-        "--frames", type=_count, default=4, metavar="K", help="of each film or camera (default 4)"
+        "--frames",
+        type=amounts.count,
+        default=4,
+        metavar="K",
+        help="of each film or camera (default 4)",
     )
     asks.add_argument(
-        "--every", type=float, default=1.0, metavar="S", help="between a camera's (default 1)"
+        "--every",
+        type=amounts.number,
+        default=1.0,
+        metavar="S",
+        help="between a camera's (default 1)",
     )
     asks.add_argument(
         "--schema", type=Path, metavar="FILE", help="a JSON Schema that the answer is held to"
     )
     asks.add_argument("--detail", metavar="D", help="low, auto (default), high, or crops 1 to 16")
     asks.add_argument("--client", metavar="NAME", help="our level in the topics (default: random)")
-    asks.add_argument("--timeout", type=float, default=120.0, metavar="S", help="default 120")
+    asks.add_argument(
+        "--timeout", type=amounts.time_s, default=120.0, metavar="S", help="default 120"
+    )
     asks.add_argument(
         "--wait", action="store_true", help="ask again until a device takes it, or time is up"
     )
@@ -114,9 +125,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     try:
         request = _request(options)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(level) for level in first["loc"])
-        return _misused(f"{name}: {first['msg']}")
+        return _misused(refusal(Request, error).failure.message)
     except (OSError, ValueError) as error:
         return _misused(str(error))
     question = _Question(request, options.timeout, options.wait, options.json)
@@ -173,14 +182,6 @@ def _pictures(options: argparse.Namespace) -> list[tuple[str, bytes]]:
             stills = clips.of_camera(options.camera, count, every_s)
             pictures += [(still.label, still.jpeg) for still in stills]
     return pictures
-
-
-def _count(text: str) -> int:
-    """At least one."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
 
 
 def _ask(settings: Settings, question: _Question, out: TextIO, err: TextIO) -> int:

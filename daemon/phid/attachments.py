@@ -108,9 +108,7 @@ def of_camera(payload: bytes, limits: PictureLimits) -> tuple[Image, float | Non
         _inspect(payload, limits)
         return Image(payload), None
     picture = requests.decode_picture(payload, limits.image_bytes * 4 // 3 + _JSON_BYTES)
-    if not picture.base64:
-        raise Refused(Code.BAD_REQUEST, "the frame is empty", field="b64")
-    return _decode_bytes(ImageRef(b64=picture.base64), 0, limits), picture.ts
+    return _decode_bytes(ImageRef(b64=picture.b64 or picture.image), 0, limits), picture.ts
 
 
 def is_json(payload: bytes) -> bool:
@@ -165,22 +163,36 @@ def _decode(ref: ImageRef, n: int, limits: PictureLimits) -> Picture:
 
 def _decode_bytes(ref: ImageRef, n: int, limits: PictureLimits) -> Image:
     assert ref.b64 is not None
+    field = f"images.{n}.b64"
+    text = _without_head(ref.b64, field)
     # Four characters carry three bytes: no need to decode what is too large.
-    if len(ref.b64) * 3 // 4 > limits.image_bytes + 3:
+    if len(text) * 3 // 4 > limits.image_bytes + 3:
         says = f"the image has over {limits.image_bytes} bytes"
-        raise Refused(Code.TOO_LARGE, says, field=f"images.{n}.b64")
+        raise Refused(Code.TOO_LARGE, says, field=field)
     try:
-        data = base64.b64decode(ref.b64, validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(
-            Code.BAD_REQUEST, f"images.{n}.b64: not base64", field=f"images.{n}.b64"
-        ) from None
+        raise Refused(Code.BAD_REQUEST, f"{field}: not base64", field=field) from None
     if ref.sha256 is not None and hashlib.sha256(data).hexdigest() != ref.sha256:
         raise Refused(
             Code.BAD_REQUEST, "the bytes have another SHA-256", field=f"images.{n}.sha256"
         )
     _inspect(data, limits)
     return Image(data, ref.label or "")
+
+
+def _without_head(text: str, field: str) -> str:
+    """The base64 in a text, which may be a data URL (RFC 2397): its type is not asked.
+
+    Raises Refused.
+    """
+    if text[:5].lower() != "data:":
+        return text
+    head, comma, data = text.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        says = f"{field}: a data URL must be in base64, data:image/jpeg;base64,..."
+        raise Refused(Code.BAD_REQUEST, says, field=field)
+    return data
 
 
 def _inspect(data: bytes, limits: PictureLimits) -> None:

@@ -9,7 +9,20 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from phid import __version__, acl, ask, doctor, exits, fleet, lineup, log, origins, programs, shelf
+from phid import (
+    __version__,
+    acl,
+    amounts,
+    ask,
+    doctor,
+    exits,
+    fleet,
+    lineup,
+    log,
+    origins,
+    programs,
+    shelf,
+)
 from phid import settings as settings_module
 from phid.client import Unreachable
 from phid.settings import Settings, SettingsError
@@ -126,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--config", type=Path, metavar="FILE", help="the settings file")
     wire = argparse.ArgumentParser(add_help=False)
     wire.add_argument("--host", help="the broker's host (mqtt.host)")
-    wire.add_argument("--port", type=int, help="the broker's port (mqtt.port)")
+    wire.add_argument("--port", type=amounts.port, help="the broker's port (mqtt.port)")
     device = argparse.ArgumentParser(add_help=False)
     device.add_argument("--device", help="the device's name (device)")
 

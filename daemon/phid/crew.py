@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -9,41 +10,17 @@ from typing import Literal
 from phid import log, memory
 from phid.errors import Code, Failure, Refused
 from phid.jobs import EngineFacts, Event, Load, LoadFailed, Ready
-from phid.lineup import Kind, Lineup, Model
+from phid.lineup import Lineup, Model
+from phid.member import Member
+from phid.room import Room
 from phid.worker import EngineEnded, EngineSaid, Worker
 
 ModelState = Literal["loading", "ready", "failed", "unloaded"]
 Slot = Literal["text", "frame"]
 
-_MIB = 1 << 20
+# So often what is not there is looked for: somebody may bring it.
+_LOOK_S = 2.0
 _log = log.get("crew")
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    """A model and its worker. `leaving` says why it is to be unloaded, until it is wanted again.
-
-    `ordered`: an operator wants it loaded, and it is not yet.
-    """
-
-    model: Model
-    worker: Worker
-    leaving: str | None = None
-    ordered: bool = False
-    pinned: bool = False
-
-    @property
-    def takes_memory(self) -> bool:
-        return self.worker.state != "stopped"
-
-    @property
-    def kind(self) -> Kind | None:
-        facts = self.worker.facts
-        return facts.kind if facts is not None else self.model.kind
-
-    @property
-    def idle(self) -> bool:
-        return self.worker.state in ("ready", "pausing") and self.worker.running is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +38,9 @@ class Crew:
     One is loaded at a time. The defaults stay until another model needs their room, pinned ones
     whatever comes, the others until nobody has asked for them for `keep_alive_s`. `hire` makes the
     worker of a model. `budget_bytes` bounds what all take together, by reckoning; 0: what the
-    machine has. `tell` hears of every change with a reason, where there is one. Owner thread only;
-    never waits but in `stop`.
+    machine has. A model that is not there gets no engine, and is noticed when it comes. `tell`
+    hears of every change with a reason, where there is one. Owner thread only; never waits but in
+    `stop`.
     """
 
     def __init__(
@@ -78,14 +56,13 @@ class Crew:
         self.keep_alive_s = keep_alive_s
         self.tell = tell
         self._hire = hire
-        self._budget = budget_bytes
-        self._available = available
-        self._find = lineup.find
-        self._members: dict[str, _Member] = {}
-        for model in lineup.models:
-            self._join(model).pinned = model.name in lineup.pinned
-        self._defaults: dict[Slot, str | None] = {"text": lineup.text, "frame": lineup.frame}
+        self._room = Room(budget_bytes, available)
+        self._find, self._again = lineup.find, lineup.again
+        self._members: dict[str, Member] = {}
+        self._defaults: dict[Slot, str | None] = {}
         self._switch: _Switch | None = None
+        self._look_at = 0.0
+        self._take_over(lineup)
 
     # What there is.
 
@@ -112,7 +89,7 @@ class Crew:
     @property
     def failure(self) -> Failure | None:
         """Why a default cannot answer at present."""
-        failures = (m.worker.failure for m in self._default_members())
+        failures = (m.failure for m in self._default_members())
         return next((f for f in failures if f is not None), None)
 
     @property
@@ -137,13 +114,17 @@ class Crew:
     def check(self, asked: str | None, *, pictures: bool) -> None:
         """Raises Refused where no engine of ours will ever answer such a request."""
         member = self._members[self.name_for(asked, pictures=pictures)]
-        worker = member.worker
-        if worker.hopeless and worker.failure is not None:
-            says = f"{worker.failure.code}: {worker.failure.message}"
-            raise Refused(Code.LOADING, says, retry_after_ms=5000)
-        if pictures and member.kind == "text" and worker.load.runtime != "scripted":
+        if member.absence is not None:
+            self._look_for(member)
+        if (failure := member.refusal) is not None:
+            raise Refused.of(failure)
+        if pictures and member.kind == "text" and member.model.load.runtime != "scripted":
             says = f"{member.model.name} does not look at pictures: it needs a vision model"
             raise Refused(Code.UNSUPPORTED, says, field="images")
+
+    def refusal(self, name: str) -> Failure | None:
+        """What whoever waits for this model is told while no engine of its can be waited for."""
+        return self._members[name].refusal
 
     def ready(self, name: str) -> Worker | None:
         """Its worker, if a job would be run at once."""
@@ -177,27 +158,25 @@ class Crew:
 
         `courteous`: only of such that nobody has asked for lately. Nothing happens yet while
         another is being loaded or unloaded, or what is in the way is busy: ask again. Raises
-        Refused (no_memory) where room cannot be made.
+        Refused: no_memory where room cannot be made, not_found where there is no such model.
         """
         member = self._members[name]
         member.leaving = None
-        if member.worker.state != "stopped" or self._changing:
+        if member.worker.state != "stopped":
             return
-        missing = self._missing(member)
+        self._find_files(member)
+        if self._changing:
+            return
+        missing = self._room.missing(member, self._members.values())
         if missing <= 0:
             self._start(member)
             return
-        victims = []
-        others = [m for m in self._members.values() if m.takes_memory and not m.pinned]
-        for other in sorted(others, key=lambda m: m.worker.used_at):
-            victims.append(other)
-            missing -= other.model.needed_bytes
-            if missing <= 0:
-                break
+        victims = self._victims(missing)
+        missing -= sum(m.model.needed_bytes for m in victims)
         if courteous and any(now - m.worker.used_at < self.keep_alive_s for m in victims):
             return
-        if missing > 0 and (self._is_over_budget(member) or any(self._pinned_loaded())):
-            self._refuse_for_memory(member)
+        if missing > 0 and (failure := self._room.refusal(member, self._members.values())):
+            raise Refused.of(failure)
         if not victims:
             # Nothing of ours is in the way: the engine itself says what a job may take.
             self._start(member)
@@ -209,7 +188,10 @@ class Crew:
     def waits_for_room(self, name: str) -> bool:
         """True if it can only be loaded in the place of one that is loaded now."""
         member = self._members[name]
-        return member.worker.state == "stopped" and self._missing(member) > 0
+        return (
+            member.worker.state == "stopped"
+            and self._room.missing(member, self._members.values()) > 0
+        )
 
     def tick(self, now: float, *, quiet: bool = False) -> None:
         """Bring each worker along; load what is missing and fits, end what nobody has asked for.
@@ -218,6 +200,7 @@ class Crew:
         """
         for worker in self.workers:
             worker.tick(now, quiet=quiet)
+        self._look_again(now)
         self._complete_switch()
         for member in [member for member in self._members.values() if member.ordered]:
             self._follow_order(member, now)
@@ -229,10 +212,10 @@ class Crew:
                 self._retire(member, member.leaving, now)
             elif not kept and now - member.worker.used_at >= self.keep_alive_s:
                 self._retire(member, "nobody has asked for it", now)
-        wanted = [*self._default_members(), *self._pinned()]
+        wanted = [m for m in (*self._default_members(), *self._pinned()) if m.absence is None]
         for member in wanted:
             if member.worker.state == "stopped" and not (member.leaving or self._changing):
-                if self._missing(member) <= 0:
+                if self._room.missing(member, self._members.values()) <= 0:
                     self._start(member)
                 break
 
@@ -284,6 +267,9 @@ class Crew:
                 self.tell(member.model.name, "ready", None)
             elif isinstance(event, LoadFailed):
                 self.tell(member.model.name, "failed", event.message)
+                self._look_for(member)
+                if member.absence is not None:  # it was removed: no other engine would find it
+                    member.worker.retire(time.monotonic())
                 self._abandon_switch(member.model.name)
             return member.worker, event
         return None
@@ -302,27 +288,35 @@ class Crew:
         """True while one is being loaded or unloaded: what memory there is will show after that."""
         return any(w.state in ("loading", "retiring") for w in self.workers)
 
-    def _default_members(self) -> list[_Member]:
+    def _victims(self, missing: int) -> list[Member]:
+        """Whose room it would take, those first that were used longest ago."""
+        victims = []
+        others = [m for m in self._members.values() if m.takes_memory and not m.pinned]
+        for other in sorted(others, key=lambda m: m.worker.used_at):
+            victims.append(other)
+            missing -= other.model.needed_bytes
+            if missing <= 0:
+                break
+        return victims
+
+    def _default_members(self) -> list[Member]:
         names = dict.fromkeys(name for name in self._defaults.values() if name is not None)
         return [self._members[name] for name in names]
 
-    def _pinned(self) -> list[_Member]:
+    def _pinned(self) -> list[Member]:
         return [member for member in self._members.values() if member.pinned]
 
-    def _pinned_loaded(self) -> Iterator[_Member]:
-        return (member for member in self._pinned() if member.takes_memory)
-
-    def _named(self, name: str | None) -> _Member:
+    def _named(self, name: str | None) -> Member:
         member = self._members.get(name or "")
         if member is None:
             raise Refused(Code.NOT_FOUND, "no such model here: see out/info", field="model")
         return member
 
-    def _join(self, model: Model) -> _Member:
-        member = self._members[model.name] = _Member(model, self._hire(model.load))
+    def _join(self, model: Model) -> Member:
+        member = self._members[model.name] = Member(model, self._hire(model.load))
         return member
 
-    def _known(self, name: str) -> _Member:
+    def _known(self, name: str) -> Member:
         member = self._members.get(name)
         if member is None:
             model = self._find(name)
@@ -332,37 +326,42 @@ class Crew:
             member = self._join(model)
         return member
 
-    def _missing(self, member: _Member) -> int:
-        """How many bytes there are too few to load it beside what is loaded."""
-        needed = member.model.needed_bytes
-        missing = needed - self._available()
-        if self._budget:
-            taken = sum(m.model.needed_bytes for m in self._members.values() if m.takes_memory)
-            missing = max(missing, taken + needed - self._budget)
-        return missing if needed else 0
+    def _start(self, member: Member) -> None:
+        self._look_for(member)
+        if member.absence is None:
+            member.worker.start()
+            self.tell(member.model.name, "loading", None)
 
-    def _is_over_budget(self, member: _Member) -> bool:
-        return bool(self._budget) and member.model.needed_bytes > self._budget
+    def _take_over(self, lineup: Lineup) -> None:
+        for model in lineup.models:
+            self._join(model).pinned = model.name in lineup.pinned
+        self._defaults = {"text": lineup.text, "frame": lineup.frame}
 
-    def _refuse_for_memory(self, member: _Member) -> None:
-        pinned = sum(m.model.needed_bytes for m in self._pinned_loaded()) // _MIB
-        says = f"{member.model.name} needs {member.model.needed_bytes // _MIB} MiB of memory"
-        if self._is_over_budget(member):
-            says += f", and the models may take {self._budget // _MIB} (engine.budget_mb)"
-        else:
-            says += f", and the pinned models take {pinned}"
-        raise Refused(Code.NO_MEMORY, says)
+    def _look_for(self, member: Member) -> None:
+        if member.look(self._again) and member.absence is not None:
+            self.tell(member.model.name, "failed", member.absence)
 
-    def _start(self, member: _Member) -> None:
-        member.worker.start()
-        self.tell(member.model.name, "loading", None)
+    def _find_files(self, member: Member) -> None:
+        self._look_for(member)
+        if member.absence is not None:
+            raise Refused(Code.NOT_FOUND, member.absence, field="model")
 
-    def _retire(self, member: _Member, reason: str, now: float) -> None:
+    def _look_again(self, now: float) -> None:
+        """See now and then whether somebody has brought what was not there, be it the first."""
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_S
+        for member in [m for m in self._members.values() if m.absence is not None]:
+            self._look_for(member)
+        if not self._members:
+            self._take_over(self._again())
+
+    def _retire(self, member: Member, reason: str, now: float) -> None:
         _log.info("model_unloaded", model=member.model.name, reason=reason)
         member.worker.retire(now)
         self.tell(member.model.name, "unloaded", reason)
 
-    def _follow_order(self, member: _Member, now: float) -> None:
+    def _follow_order(self, member: Member, now: float) -> None:
         """Load what a command wants as soon as nothing is in the way."""
         try:
             self.want(member.model.name, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from typing import Any, TypeVar
 
@@ -18,6 +19,40 @@ _MAX_CONTAINERS = 65_536
 _OUTSIDE = rb'(?:[^"\[{]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+'
 _ALL_BRACKETS = re.compile(rb"(?:%s[\[{]){%d}+" % (_OUTSIDE, _MAX_CONTAINERS + 1), re.DOTALL)
 _MAX_FIELD_CHARS = 128
+# What pydantic finds, in the words of JSON; what is in braces it says beside.
+_NEEDED = {
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "tuple_type": "must be an array",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "literal_error": "must be {expected}",
+    "missing": "is missing",
+    "greater_than_equal": "must be {ge} or more",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be {le} or less",
+    "less_than": "must be less than {lt}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
+    "too_short": "must have at least {min_length} {unit}",
+    "too_long": "must have at most {max_length} {unit}",
+}
+_SEEN = {
+    str: "text",
+    int: "a number",
+    float: "a fraction",
+    bool: "true or false",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -41,7 +76,7 @@ def refusal(model: type[BaseModel], error: ValidationError) -> Refused:
     if error.error_count() > _MAX_MISTAKES:
         return Refused(Code.BAD_REQUEST, f"more than {_MAX_MISTAKES} mistakes")
     # The first mistake is enough, and an unknown field explains the ones after it.
-    mistakes = error.errors(include_url=False, include_input=False)
+    mistakes = error.errors(include_url=False)
     mistakes.sort(key=lambda e: e["type"] != "extra_forbidden")
     return _refused(model, dict(mistakes[0]))
 
@@ -54,17 +89,41 @@ def is_all_brackets(payload: bytes) -> bool:
 
 
 def _refused(model: type[BaseModel], mistake: dict[str, Any]) -> Refused:
-    kind, says, loc = mistake["type"], mistake["msg"], mistake["loc"]
+    kind, loc = mistake["type"], mistake["loc"]
     field = ".".join(str(level) for level in loc) or mistake.get("ctx", {}).get("field")
     field = field[:_MAX_FIELD_CHARS] if field else None
     if kind == "json_invalid":
-        return Refused(Code.BAD_REQUEST, says)
-    if kind == "model_type":
-        whole = f"{field}: must be an object" if loc else "the payload must be a JSON object"
-        return Refused(Code.BAD_REQUEST, whole, field=field)
+        return Refused(Code.BAD_REQUEST, mistake["msg"])
+    if kind == "model_type" and not loc:
+        return Refused(Code.BAD_REQUEST, "the payload must be a JSON object")
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(field or "", list(model.model_fields), n=1)
-        hint = f": did you mean {close[0]}?" if close and len(loc) == 1 else ""
-        return Refused(Code.BAD_REQUEST, f"unknown field {field!r}{hint}", field=field)
+        return Refused(Code.BAD_REQUEST, f"unknown field {field!r}{_hint(model, loc)}", field=field)
     code = Code.UNSUPPORTED if kind == "unsupported" else Code.BAD_REQUEST
+    says = _needed(model, mistake)
     return Refused(code, f"{field}: {says}" if field else says, field=field)
+
+
+def _needed(model: type[BaseModel], mistake: dict[str, Any]) -> str:
+    """What must be there instead; with an example where the field has one."""
+    kind, loc, came = mistake["type"], mistake["loc"], mistake["input"]
+    said = mistake.get("ctx", {}) | {"unit": "characters" if isinstance(came, str) else "items"}
+    # A bound of 2.0 is told as 2.
+    said |= {n: int(v) for n, v in said.items() if isinstance(v, float) and v.is_integer()}
+    says = _NEEDED[kind].format(**said) if kind in _NEEDED else str(mistake["msg"])
+    if not kind.endswith("_type") or type(came) not in _SEEN:
+        return says
+    says += f", not {_SEEN[type(came)]}"
+    known = model.model_fields.get(str(loc[0])) if len(loc) == 1 else None
+    for example in (known.examples if known else None) or ():
+        says += f": such as {json.dumps(example, separators=(',', ':'))}"
+    return says
+
+
+def _hint(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """What is to be sent in place of a field that is not known, where that can be told."""
+    foreign: dict[str, str] = getattr(model, "foreign", {})
+    path = ".".join(level for level in loc if isinstance(level, str))
+    if path in foreign:
+        return f": {foreign[path]}"
+    close = difflib.get_close_matches(path, list(model.model_fields), n=1)
+    return f": did you mean {close[0]}?" if close and len(loc) == 1 else ""

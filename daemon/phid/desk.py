@@ -26,7 +26,7 @@ from phid.errors import Code, Failure, Refused
 from phid.gathering import Gathering
 from phid.health import Health
 from phid.intake import Intake, PartArrived, RequestArrived
-from phid.jobs import Event, Finish, Image, Job
+from phid.jobs import Event, Finish, Image
 from phid.ledger import Ledger, ReplyAddress, Ticket
 from phid.messages import Accepted as AcceptedMessage
 from phid.messages import JobEvent
@@ -39,6 +39,7 @@ from phid.turns import model_of, next_turn
 from phid.worker import Worker
 
 _EXPIRED = Failure(Code.EXPIRED, "its deadline passed before it was started")
+_ID_TAKEN = Failure(Code.ID_CONFLICT, "this id was used for another request", field="id")
 
 
 class Desk:
@@ -124,7 +125,7 @@ class Desk:
         try:
             known = self._known(arrived, now)
             if known is not None:
-                return self._answers.again(known, self._with_its(known, arrived), decided)
+                return self._answers.again(known, self._with_its(known, arrived), decided, now)
             self.admission.check(arrived, now)
             arrived = self._with_cameras(arrived, now)
             self.admission.take(arrived, now)
@@ -153,32 +154,35 @@ class Desk:
         return being_written
 
     def recover(self, left: Left, intake: Intake, now: float, wall: float) -> None:
-        """Take over what an earlier run has left, in the order in which it was accepted."""
+        """Take over what an earlier run has left, in the order in which it was accepted.
+
+        What was taken before that could be read keeps its place.
+        """
         parts = recovery.parts_of(left)
-        keep_s = self.ledger.keep_s
-        for one in recovery.read(left.rows, intake, now=now, wall=wall, keep_s=keep_s):
-            if isinstance(one, recovery.Again):
-                ticket = self._open(one.arrived, one.arrived_at)
-                ticket.late_addresses += one.addresses
-                self._records.restore(ticket, one.number)
-                # It was accepted with them: no limit takes them away again.
-                for part in parts.pop(ticket.key, ()):
-                    self.gathering.parts.put_back(ticket.key, part.n, part.data, now)
-                self._admit(ticket, one.arrived, now, room=True)
-                continue
-            self._records.restore(one.ticket, one.number)
-            if one.failure is not None:
-                self.ledger.open(one.ticket)
-                self._answers.end_with_error(one.ticket, one.failure, now)
-                continue
-            self.ledger.recall(one.ticket)
-            one.ticket.published = True
-            if not one.ticket.told:
-                self._answers.owe(one.ticket)
+        for one in recovery.read(left.rows, intake, self.ledger, now=now, wall=wall):
+            match one:
+                case recovery.Again(number, arrived, arrived_at, addresses):
+                    ticket = self._open(arrived, arrived_at)
+                    ticket.late_addresses += addresses
+                    self._records.restore(ticket, number)
+                    # It was accepted with them: no limit takes them away again.
+                    for part in parts.pop(ticket.key, ()):
+                        self.gathering.parts.put_back(ticket.key, part.n, part.data, now)
+                    self._admit(ticket, arrived, now, room=True)
+                case recovery.AskedMeanwhile(number, ticket, addresses):
+                    self._answers.join(ticket, number, addresses)
+                case recovery.IdTaken(ticket):
+                    self._cut(ticket, Finish.CANCELLED, _ID_TAKEN, now)
+                case recovery.Over(number, ticket, failure):
+                    self._records.restore(ticket, number)
+                    self._answers.recall(ticket, failure, now)
         for key, strays in parts.items():
             for part in strays:
-                self.gathering.parts.add(key, part.n, part.data, now, kept=True)
+                held = self.gathering.add(key, part.n, part.data, now, kept=True)
+                if held is not None:
+                    self._gather(held, now)
         self.ledger.prune(now)
+        self._records.recovered()
 
     def written(self, event: JournalEvent, now: float) -> None:
         """Do what has waited for the disk, or without it what can be done."""
@@ -301,25 +305,7 @@ class Desk:
 
     def _open(self, arrived: RequestArrived, arrived_at: float) -> Ticket:
         self._jobs += 1
-        ticket = Ticket(
-            client=arrived.client,
-            id=arrived.id,
-            digest=arrived.digest,
-            request=arrived.request,
-            job=Job(
-                str(self._jobs),
-                arrived.turns,
-                arrived.sampling,
-                images=tuple(p for p in arrived.images if isinstance(p, Image)),
-                crops=arrived.crops,
-            ),
-            size_bytes=arrived.size_bytes,
-            address=arrived.reply,
-            arrived=arrived_at,
-            deadline=arrived_at + arrived.deadline_s,
-            topic=arrived.topic,
-            id_given=arrived.id_given,
-        )
+        ticket = arrived.ticket(str(self._jobs), arrived_at)
         self.ledger.open(ticket)
         return ticket
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from phid.providers import PROVIDERS
+
 _DRIVERS = (
     "/proc/driver/nvidia/version",
     "/etc/nv_tegra_release",
@@ -73,6 +75,14 @@ def driver(root: Path = Path("/")) -> str:
         except (OSError, UnicodeDecodeError):
             continue
     return "\n".join(found)
+
+
+def has_own_memory(provider: str, root: Path = Path("/")) -> bool:
+    """Whether what a model takes on this provider is not of the machine's memory.
+
+    A Jetson's GPU has none of its own.
+    """
+    return PROVIDERS[provider].own_memory and jetson(root) is None
 
 
 def jetson(root: Path = Path("/")) -> Jetson | None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
+import re
+import shlex
 import socket
 import stat
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 from phid import (
     __version__,
+    amounts,
     catalog,
     credentials,
     fit,
@@ -33,12 +36,16 @@ from phid import (
 from phid import settings as settings_module
 from phid.jobs import Load
 from phid.probes import Reached, Verdict
+from phid.proposal import Kind
+from phid.sections import Mqtt
 from phid.settings import Settings, SettingsError
 from phid.whereabouts import Whereabouts
 
 _ENGINE_WAIT_S = 4.0
 _YEAR_S = 365.2425 * 86400
 _PACKAGES = ("onnxruntime-genai", "paho-mqtt", "psutil", "pydantic", "pydantic-settings")
+_DEFAULT = Mqtt()
+_COMMANDS = re.compile(r"\bphid (?:run|ask|fleet|doctor)\b")
 _SECRETS = frozenset({"password_file", "key_file"})
 
 
@@ -56,7 +63,7 @@ def add_parser(
     doctors.add_argument("--json", action="store_true", help="as a JSON object")
     doctors.add_argument(
         "--wait",
-        type=float,
+        type=amounts.number,
         default=_ENGINE_WAIT_S,
         metavar="S",
         help="for the engine to load (default %(default)g)",
@@ -113,6 +120,7 @@ def examine(asked: Asked, where: Whereabouts) -> list[Verdict]:
             _config(asked.config),
             *_tried("credentials", lambda: [_credentials(settings)]),
             *_tried("model", lambda: [_model(settings, _default(settings))]),
+            *_other_models(settings),
             *_tried("threads", lambda: [_threads(settings)]),
             *_tried("clock", lambda: [clock(time.time())]),
             *_tried("disk", lambda: [_disk(settings)]),
@@ -132,7 +140,20 @@ def examine(asked: Asked, where: Whereabouts) -> list[Verdict]:
         "engine",
         lambda: [_engine(placed, reached, where, whole=whole, wait_s=asked.wait_s)],
     )
-    return [*verdicts, *room, *provider, *engine]
+    return [_aimed(verdict, settings.mqtt) for verdict in (*verdicts, *room, *provider, *engine)]
+
+
+def _aimed(verdict: Verdict, mqtt: Mqtt) -> Verdict:
+    """The verdict whose mend goes to the broker that was asked, where that is not the default."""
+    where = ""
+    if mqtt.host != _DEFAULT.host:
+        where += f" --host {shlex.quote(mqtt.host)}"
+    if mqtt.port != _DEFAULT.port:
+        where += f" --port {mqtt.port}"
+    if not where or verdict.mend is None:
+        return verdict
+    mend = _COMMANDS.sub(lambda found: found[0] + where, verdict.mend)
+    return replace(verdict, mend=mend)
 
 
 def _default(settings: Settings) -> Load | None:
@@ -204,36 +225,78 @@ def _is_local(settings: Settings) -> bool:
         return settings.mqtt.host == socket.gethostname()
 
 
-def _model(settings: Settings, load: Load | None) -> Verdict:
+def _model(
+    settings: Settings, load: Load | None, name: str = "model", kind: Kind | None = None
+) -> Verdict:
+    """Whether a model is there, whole, and of the kind that it must be."""
     if settings.engine.runtime == "scripted":
-        return Verdict("model", "ok", "the scripted engine needs none")
+        return Verdict(name, "ok", "the scripted engine needs none")
     folder = settings.models_dir
+    here = store.models(folder)
     if load is None:
-        names = ", ".join(model.name for model in store.models(folder))
-        if names:
+        if here:
+            names = ", ".join(model.name for model in here)
             return Verdict(
-                "model", "bad", f"which? {folder} has {names}", "engine.model = one of them"
+                name, "bad", f"which? {folder} has {names}", "engine.model = one of them"
             )
-        return Verdict("model", "bad", f"no model in {folder}", "phid models fit")
+        return Verdict(name, "bad", f"no model in {folder}", "phid models fit")
     path = Path(load.path)
     stored = store.read(path)
     try:
         faults = list(soundness.faults(path))
     except soundness.NoModel as error:
-        return Verdict(
-            "model", "bad", str(error), f"engine.model: a folder with one, or a name in {folder}"
-        )
+        return Verdict(name, "bad", f"{load.model}: {error}", _fetch(settings, load, again=False))
     if faults or stored is None:
         says = f"{load.model}: {'; '.join(faults[:5])}"
-        return Verdict("model", "bad", says, _again(load.model, path, folder))
+        return Verdict(name, "bad", says, _fetch(settings, load, again=True))
+    if kind not in (None, stored.kind):
+        says = f"{stored.name} is a {stored.kind} model, and does not look at pictures"
+        able = next((model.name for model in here if model.kind == kind), None)
+        mend = f'engine.frame_model = "{able}"' if able else "phid models fit --kind vision"
+        return Verdict(name, "bad", says, mend)
     mb = stored.size_bytes / 1e6
-    return Verdict("model", "ok", f"{stored.name}: {stored.type}, {mb:.0f} MB, all files there")
+    says = f"{stored.name}: {stored.type}, {stored.kind}, {mb:.0f} MB, all files there"
+    return Verdict(name, "ok", says)
 
 
-def _again(name: str, path: Path, models_dir: Path) -> str:
-    if path == models_dir / name and any(name == build.name for build in catalog.shipped()):
-        return f"phid models rm {name} && phid models pull {name}"
-    return f"fetch the model again into {path}"
+def _other_models(settings: Settings) -> list[Verdict]:
+    """The same of every model that is run beside the default."""
+    engine = settings.engine
+    if engine.runtime == "scripted":
+        return []
+    verdicts: list[Verdict] = []
+
+    def look(name: str, wanted: str, kind: Kind | None = None) -> None:
+        def verdict() -> list[Verdict]:
+            model = lineup.model_of(settings, wanted, kind or "text")
+            if not wanted and (model is None or model.load == _default(settings)):
+                return []  # the default answers frames, too
+            return [_model(settings, model.load if model else None, name, kind if wanted else None)]
+
+        verdicts.extend(_tried(name, verdict))
+
+    if engine.frame_model or not engine.model:
+        look("frame_model", engine.frame_model, "vision")
+    for other in dict.fromkeys((*engine.models, *engine.pinned)):
+        if other not in (engine.model, engine.frame_model):
+            look(f"model {other}", other)
+    return verdicts
+
+
+def _fetch(settings: Settings, load: Load, *, again: bool) -> str:
+    """The line that brings a model, or brings it anew."""
+    name, path = load.model, Path(load.path)
+    if path != settings.models_dir / name:
+        return (
+            f"fetch the model again into {path}"
+            if again
+            else f"put a model into {path}, or name another"
+        )
+    remove = f"phid models rm {name} && " * again
+    for build in catalog.builds(settings.catalog):
+        if build.name == name and build.source != "builder":
+            return f"{remove}phid models pull {name}"
+    return f"{remove}phid models import FOLDER --name {name}"
 
 
 def _threads(settings: Settings) -> Verdict:

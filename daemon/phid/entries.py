@@ -129,9 +129,6 @@ class NotWritten:
     reason: str
 
 
-JournalEvent = Written | NotWritten
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """A request as an earlier run has left it; `inbound` only while it has no outcome.
@@ -154,3 +151,6 @@ class Left:
 
     rows: tuple[Row, ...] = ()
     parts: tuple[PartKept, ...] = ()
+
+
+JournalEvent = Written | NotWritten | Left

@@ -79,3 +79,13 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not a fault of ours
     ) -> None:
         super().__init__(message)
         self.failure = Failure(code, message, field=field, retry_after_ms=retry_after_ms)
+
+    @classmethod
+    def of(cls, failure: Failure) -> Refused:
+        """The exception for a failure that is known already."""
+        return cls(
+            failure.code,
+            failure.message,
+            field=failure.field,
+            retry_after_ms=failure.retry_after_ms,
+        )

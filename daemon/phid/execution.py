@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from phid import nvidia
 from phid.errors import Code, Refused
 from phid.jobs import Load
 from phid.native import og
 from phid.providers import CPU, PROVIDERS
+
+GRAPHS = ("decoder", "vision", "embedding")
 
 
 def place(config: Any, load: Load) -> None:
@@ -23,9 +26,29 @@ def place(config: Any, load: Load) -> None:
         return
     if provider.plugin is not None:
         _register(provider.plugin, provider.shown)
+    if provider.name == "cuda":
+        nvidia.preload()
     config.append_provider(provider.runtime)
     for name, value in load.options:
         config.set_provider_option(provider.runtime, name, value)
+
+
+def sessions(load: Load, config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What is put over the `model` of genai_config.json so that each graph's session has `options`.
+
+    A graph without options of its own has the decoder's, with the provider that `place` puts there.
+    To give it any would take that away: on CUDA, pictures were looked at by the CPU. One that
+    has its own is told of the provider here.
+    """
+    told: dict[str, Any] = {"decoder": {"session_options": options}}
+    for graph in GRAPHS[1:]:
+        if "session_options" in config.get(graph, {}):
+            own = dict(options)
+            if load.provider != CPU:
+                runtime = PROVIDERS[load.provider].runtime
+                own["provider_options"] = [{runtime: dict(load.options)}]
+            told[graph] = {"session_options": own}
+    return told
 
 
 def _register(plugin: str, shown: str) -> None:

@@ -112,7 +112,7 @@ def of_build(build: Build) -> Needs:
     looked_up = table + both_lengths if build.source != "demo" else 0
     unsupported = build.unsupported
     if build.source == "builder":
-        unsupported = unsupported or "there is no build to pull: `phid models show` has its command"
+        unsupported = unsupported or "nobody offers a build: `phid models show` has the command"
     return Needs(
         name=build.name,
         kind=build.kind,
@@ -151,6 +151,7 @@ def of_folder(model: StoredModel, build: Build | None = None) -> Needs:
         context=model.context,
         providers=build.providers if build else ("cpu",),
         rank=build.rank if build else _RANK,
+        unsupported=build.unsupported if build else "",
         block=graphs.block_size(graph) if there else graphs.BLOCK,
     )
 

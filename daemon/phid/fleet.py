@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from phid import exits, messages
+from phid import amounts, exits, messages
 from phid.client import Client
 from phid.sections import Mqtt
 from phid.settings import Settings
@@ -36,10 +36,18 @@ def add_parser(
     fleets.add_argument("--once", action="store_true", help="look once and exit")
     fleets.add_argument("--json", action="store_true", help="as a JSON array")
     fleets.add_argument(
-        "--wait", type=float, default=3.0, metavar="S", help="gather for so long (default 3)"
+        "--wait",
+        type=amounts.time_s,
+        default=3.0,
+        metavar="S",
+        help="gather for so long (default 3)",
     )
     fleets.add_argument(
-        "--every", type=float, default=5.0, metavar="S", help="look again after (default 5)"
+        "--every",
+        type=amounts.number,
+        default=5.0,
+        metavar="S",
+        help="look again after (default 5)",
     )
     fleets.set_defaults(command=_run)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import re
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
@@ -27,6 +28,11 @@ from phid.stops import StopFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
+
+# ONNX Runtime's words, GenAI's for a job's cache, and CUDA's.
+_NO_MEMORY = re.compile(
+    r"Failed to allocate memory|Could not allocate the key-value cache|out of memory", re.IGNORECASE
+)
 
 
 class Stream(Protocol):
@@ -139,7 +145,7 @@ def describe(error: Exception, *, quote: bool) -> tuple[Code, str]:
     """Put a runtime's exception into a code and one line, in its own words if `quote`."""
     words = str(error).strip().partition("\n")[0][:300]
     # ONNX Runtime says it in words where the allocation was its own.
-    if isinstance(error, MemoryError) or "Failed to allocate memory" in words:
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(words):
         return Code.NO_MEMORY, "there is not enough memory for it"
     name = type(error).__name__
     return Code.INTERNAL, f"{name}: {words}" if quote and words else name

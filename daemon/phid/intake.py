@@ -9,8 +9,8 @@ from typing import Self
 from phid import attachments, log, requests, topics
 from phid.attachments import Picture, PictureLimits
 from phid.errors import Code, Failure, Refused
-from phid.jobs import Sampling, Turn
-from phid.ledger import Key, ReplyAddress
+from phid.jobs import Image, Job, Sampling, Turn
+from phid.ledger import Key, ReplyAddress, Ticket
 from phid.requests import Command, ModelCommand, Request, WatchCommand
 from phid.settings import Settings
 from phid.topics import Address, Topics
@@ -45,6 +45,28 @@ class RequestArrived:
     reply: ReplyAddress
     inbound: Inbound
     apart: frozenset[int] = frozenset()
+
+    def ticket(self, job_id: str, arrived: float) -> Ticket:
+        """A ticket for it, with the job that the engine will know by this id."""
+        return Ticket(
+            client=self.client,
+            id=self.id,
+            digest=self.digest,
+            request=self.request,
+            job=Job(
+                job_id,
+                self.turns,
+                self.sampling,
+                images=tuple(p for p in self.images if isinstance(p, Image)),
+                crops=self.crops,
+            ),
+            size_bytes=self.size_bytes,
+            address=self.reply,
+            arrived=arrived,
+            deadline=arrived + self.deadline_s,
+            topic=self.topic,
+            id_given=self.id_given,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,8 @@ class Sampling:
 class Load:
     """Load this model; the first command an engine gets, answered by Ready or LoadFailed.
 
-    `threads` 0 means: as many as the CPU affinity and the cgroup quota allow. `max_context`
+    `threads` 0 means: as many as the CPU affinity and the cgroup quota allow; `prefill_slice` 0: as
+    many tokens as suit the provider. `max_context`
     caps the model's own context (tokens), 0 leaves it. `processor` says who makes a vision model's
     pixels: phid, within a job's budget of crops, or the runtime's own, always up to 16.
     `memory_bytes` is the most the process may take in all; 0: what the machine has. An answer whose
@@ -63,7 +64,7 @@ class Load:
     model: str
     path: str
     threads: int = 0
-    prefill_slice: int = 64
+    prefill_slice: int = 0
     max_context: int = 0
     processor: Literal["phid", "stock"] = "phid"
     memory_bytes: int = 0
@@ -140,7 +141,7 @@ class EngineFacts:
     one with most of it, or "unknown"; `tokens_per_s` is what a few tokens gave while warming up;
     `crops_padded` says that the vision graph takes no fewer than 17 views, so that a small budget
     saves tokens but no work in that graph. `estimate_mb` is what its files make it take of memory,
-    MiB, before any job's cache.
+    MiB, before any job's cache. `prefill_slice` is how many tokens of a prompt one call takes.
     """
 
     model: str
@@ -156,6 +157,7 @@ class EngineFacts:
     estimate_mb: int = 0
     placement: dict[str, float] = field(default_factory=dict)
     tokens_per_s: float | None = None
+    prefill_slice: int = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,42 +45,33 @@ class JournalTooNewError(SettingsError):
 class Journal:
     """The file, and the thread that writes it. `post` is called on that thread.
 
-    `failing` says why the last thing could not be written. Owner thread only, but for `post`.
+    `failing` says why the last thing could not be written; `unread` is true until the owner has
+    what an earlier run has left there. Owner thread only, but for `post`.
     """
 
     def __init__(self, path: Path, post: Callable[[JournalEvent], None], *, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.failing: str | None = None
+        self.unread = False
         self.used_bytes = 0
         self.failures = 0
         self.commit_ms: deque[float] = deque(maxlen=_SAMPLES)
         self._path = path
         self._post = post
         self._database: sqlite3.Connection | None = None
+        self._is_read = False
         self._later: list[Entry] = []
         self._batches: queue.SimpleQueue[tuple[Entry, ...] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
-    def open(self) -> Left:
+    def open(self) -> Left | None:
         """What was left, and the thread started. Raises JournalTooNewError.
 
         A file that is damaged or not ours is set aside, and a new one begun. One that cannot be
-        opened is tried again at each write.
+        opened is tried again at each write: None, and what was left is posted when it is read.
         """
-        left = Left()
-        for _ in range(2):
-            try:
-                self._database = self._connect()
-                left = tables.read(self._database)
-                break
-            except sqlite3.DatabaseError as error:
-                if not self._is_damage(error):
-                    self._failed(error)
-                    break
-                self._put_aside(str(error))
-            except OSError as error:
-                self._failed(error)
-                break
+        left = self._open()
+        self.unread = left is None
         self._thread.start()
         return left
 
@@ -135,7 +126,11 @@ class Journal:
     def _commit_all(self, entries: list[Entry]) -> None:
         """All in one commit, or else one by one: an outcome may fit where a frame does not."""
         began = time.monotonic()
-        if self._commit(entries) is None:
+        if self._database is None and not self._open_late():
+            # Once for all of them: one that is locked takes its time to say so.
+            for entry in entries:
+                self._post(NotWritten(entry, self.failing or ""))
+        elif self._commit(entries) is None:
             self._written(entries)
         else:
             for entry in entries:
@@ -154,9 +149,10 @@ class Journal:
 
     def _commit(self, entries: Iterable[Entry]) -> str | None:
         """Why it failed; None when it is done."""
+        if self._database is None and not self._open_late():
+            return self.failing
+        assert self._database is not None
         try:
-            if self._database is None:
-                self._database = self._connect()
             with _transaction(self._database):
                 for entry in entries:
                     tables.apply(self._database, entry)
@@ -169,6 +165,38 @@ class Journal:
             _log.info("journal_writes_again")
         self.failing = None
         return None
+
+    def _open(self) -> Left | None:
+        """What is there, when it is opened for the first time. Raises JournalTooNewError.
+
+        None too if it cannot be opened: `failing` says why.
+        """
+        for is_last in (False, True):
+            try:
+                self._database = self._connect()
+                left = None if self._is_read else tables.read(self._database)
+            except (sqlite3.Error, OSError) as error:
+                self._close()
+                if is_damage := self._is_damage(error):
+                    self._put_aside(str(error))
+                if is_last or not is_damage:
+                    self._failed(error)
+                    break
+            else:
+                self._is_read = True
+                return left
+        return None
+
+    def _open_late(self) -> bool:
+        """True if it is open now; what an earlier run has left there is posted once."""
+        try:
+            left = self._open()
+        except JournalTooNewError as error:  # it was another's when we started
+            self._failed(error)
+            return False
+        if left is not None:
+            self._post(left)
+        return self._database is not None
 
     def _failed(self, error: Exception) -> str:
         self.failures += 1

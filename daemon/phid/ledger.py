@@ -122,7 +122,7 @@ class Ledger:
 
         Raises Refused (id_conflict) when the id was used for another request.
         """
-        ticket = self._known(self._open.get(key) or self._ended.get(key), now)
+        ticket = self._known(self.get(key), now)
         if ticket is not None and ticket.digest != digest:
             raise Refused(Code.ID_CONFLICT, "this id was used for another request", field="id")
         return ticket
@@ -130,6 +130,10 @@ class Ledger:
     def find_redelivered(self, topic: str, digest: str, now: float) -> Ticket | None:
         """The ticket of a request that came without an id, now delivered again by the broker."""
         return self._known(self._unnamed.get((topic, digest)), now)
+
+    def get(self, key: Key) -> Ticket | None:
+        """The ticket of this key, open or ended."""
+        return self._open.get(key) or self._ended.get(key)
 
     def get_open(self, key: Key) -> Ticket | None:
         """The open ticket of this key."""
@@ -163,6 +167,8 @@ class Ledger:
         ticket.state = "ended"
         ticket.outcome = outcome
         ticket.forget_at = now + max(self.keep_s, ticket.deadline - ticket.arrived)
+        if (former := self._ended.get(ticket.key)) is not None:
+            self._forget(former)
         self._ended[ticket.key] = ticket
         while len(self._ended) > self.keep_entries:
             self._forget(next(iter(self._ended.values())))

@@ -36,6 +36,7 @@ class Parts:
     """The parts that have come, by request; those that nobody asks for are dropped in time.
 
     Parts may come before their request or after it, and one may come again: the last counts.
+    Once their request has come they live as long as it does.
     `on_drop` is called with a request whose parts are kept on the disk, and need not be any more.
     """
 
@@ -47,6 +48,7 @@ class Parts:
         self.keep_s = keep_s
         self.dropped = 0
         self._kept: dict[Key, _Kept] = {}
+        self._awaited: set[Key] = set()
         self._bytes = 0
 
     def put_back(self, key: Key, n: int, part: Part, now: float) -> None:
@@ -56,16 +58,16 @@ class Parts:
     def add(self, key: Key, n: int, part: Part, now: float, *, kept: bool) -> None:
         """Keep part n of a request; `kept` on the disk, too.
 
-        When there is no room the oldest go, of the client that has most: who floods drops his own.
+        When there is no room the oldest go, of the client that has most: who floods drops his own,
+        and first those whose request has not come.
         """
         self._put(key, n, part, now, kept=kept)
         while self._bytes > self.limit_bytes or len(self._kept) > _MAX_KEYS:
             self._drop(self._first_to_go())
 
-    def wait_on(self, key: Key, now: float) -> None:
-        """Their request is there and waits for the rest: their time begins anew."""
-        if (kept := self._kept.get(key)) is not None:
-            kept.since = now
+    def wait_on(self, key: Key) -> None:
+        """Their request is there, and waits for the rest until it takes them."""
+        self._awaited.add(key)
 
     def missing(self, key: Key, wanted: frozenset[int]) -> tuple[int, ...]:
         """Which of the parts have not come, in order."""
@@ -74,25 +76,23 @@ class Parts:
 
     def take(self, key: Key, *, for_good: bool = True) -> dict[int, Part]:
         """All parts of a request, which are forgotten here, and on the disk if it is `for_good`."""
-        kept = self._kept.pop(key, None)
-        if kept is None:
-            return {}
-        self._bytes -= kept.size_bytes
-        if for_good and kept.on_disk:
-            self.on_drop(key)
-        return kept.parts
+        self._awaited.discard(key)
+        return self._remove(key, for_good=for_good)
 
     def prune(self, now: float) -> None:
         """Drop what has waited for its request for too long."""
-        for key in [k for k, kept in self._kept.items() if kept.since + self.keep_s <= now]:
-            self._drop(key)
+        late = [k for k, kept in self._kept.items() if kept.since + self.keep_s <= now]
+        for key in late:
+            if key not in self._awaited:
+                self._drop(key)
 
     def _first_to_go(self) -> Key:
         held: Counter[str] = Counter()
         for (client, _), kept in self._kept.items():
             held[client] += kept.size_bytes + 1
         ((most, _),) = held.most_common(1)
-        return next(key for key in self._kept if key[0] == most)
+        of_client = [key for key in self._kept if key[0] == most]
+        return next((key for key in of_client if key not in self._awaited), of_client[0])
 
     def _put(self, key: Key, n: int, part: Part, now: float, *, kept: bool) -> None:
         of_request = self._kept.setdefault(key, _Kept(now))
@@ -100,7 +100,16 @@ class Parts:
         self._bytes += of_request.put(n, part)
 
     def _drop(self, key: Key) -> None:
-        self.dropped += len(self.take(key))
+        self.dropped += len(self._remove(key, for_good=True))
+
+    def _remove(self, key: Key, *, for_good: bool) -> dict[int, Part]:
+        kept = self._kept.pop(key, None)
+        if kept is None:
+            return {}
+        self._bytes -= kept.size_bytes
+        if for_good and kept.on_disk:
+            self.on_drop(key)
+        return kept.parts
 
 
 def _size_bytes(part: Part) -> int:

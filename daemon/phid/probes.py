@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 import uuid
 from collections.abc import Callable
@@ -160,7 +161,7 @@ def _daemon_verdict(
     says = f"{device} answers in {round_trip_ms:.0f} ms: {state}" + (
         f", {reason}" if reason else ""
     )
-    restart = f'mosquitto_pub -t {settings.topics.ctl("restart")} -m \'{{"what":"service"}}\''
+    restart = _command(settings, "restart", '{"what":"service"}')
     match state:
         case "online" if data.get("version") == version:
             return Verdict("daemon", "ok", says)
@@ -168,12 +169,22 @@ def _daemon_verdict(
             says += f"; it is phid {data.get('version')}, this is {version}"
             return Verdict("daemon", "warn", says, restart)
         case "paused" | "draining":
-            resume = f"mosquitto_pub -t {settings.topics.ctl('resume')} -m '{{}}'"
-            return Verdict("daemon", "warn", says, resume)
+            return Verdict("daemon", "warn", says, _command(settings, "resume", "{}"))
         case "loading":
             return Verdict("daemon", "warn", says, "wait: requests are queued meanwhile")
         case _:
             return Verdict("daemon", "bad", says, "mend what the reason names, then: " + restart)
+
+
+def _command(settings: Settings, verb: str, payload: str) -> str:
+    """The line that sends the daemon a command, to the broker that it was asked through."""
+    mqtt = settings.mqtt
+    where = f"-h {mqtt.host} -p {mqtt.port}"
+    if mqtt.transport == "unix":
+        where = f"--unix {shlex.quote(mqtt.host)}"
+    if mqtt.protocol != _OLD_PROTOCOL:
+        where += " -V 5"
+    return f"mosquitto_pub {where} -t {settings.topics.ctl(verb)} -m '{payload}'"
 
 
 def _silent(settings: Settings, status: dict[str, Any]) -> Verdict:

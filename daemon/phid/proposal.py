@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from phid import bandwidth, catalog, fit, graphs, memory, proven, soundness, store
@@ -11,6 +11,8 @@ from phid.fit import Fitting, Machine
 from phid.jobs import Load
 from phid.settings import Settings
 from phid.store import StoredModel
+
+Kind = Literal["text", "vision"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +36,36 @@ def machine(settings: Settings, *, measured: bool) -> Machine:
     return Machine(memory.total_bytes(), memory.available_bytes(), usable, speed)
 
 
-def preferred(settings: Settings) -> StoredModel | None:
-    """The model to run where none is named; takes about a second where several are here."""
+def preferred(settings: Settings, kind: Kind, *, measured: bool = True) -> StoredModel | None:
+    """The model to run for this kind where none is named; of another if no such one fits.
+
+    Takes about a second where several are here and the machine is to be `measured`.
+    """
     here = store.models(settings.models_dir)
     if len(here) < 2:
         return here[0] if here else None
     try:
-        this = machine(settings, measured=True)
+        this = machine(settings, measured=measured)
     except bandwidth.Unmeasurable:
         this = machine(settings, measured=False)
-    return fit.preferred(here, catalog.builds(settings.catalog), this)
+    builds = catalog.builds(settings.catalog)
+    alike = [model for model in here if model.kind == kind]
+    return fit.preferred(alike, builds, this) or fit.preferred(here, builds, this)
 
 
 def make(
     settings: Settings,
     *,
-    kind: Literal["text", "vision"] | None,
+    kind: Kind | None,
     tokens: int,
     least_tokens_s: float,
+    providers: tuple[str, ...],
 ) -> Proposal:
-    """Measure, and judge every model that is known or here. Raises Unmeasurable."""
-    this = machine(settings, measured=True)
+    """Measure, and judge every model that is known or here. Raises Unmeasurable.
+
+    `providers` are those that it could run on here.
+    """
+    this = replace(machine(settings, measured=True), providers=providers)
     here = {model.name: model for model in store.models(settings.models_dir)}
     builds = {build.name: build for build in catalog.builds(settings.catalog)}
     needs = []

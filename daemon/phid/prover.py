@@ -13,9 +13,9 @@ from pathlib import Path
 from phid import channel, errand, log, packages, selection
 from phid.jobs import Load, Loading
 from phid.placement import Profile
-from phid.proofs import Evidence, Prove, Proved, Selection, Stage, Tried, Try
+from phid.proofs import Evidence, Prove, Proved, Selection, Stage, Tried, Try, Wanted
 from phid.proven import Proven, Surroundings
-from phid.providers import CPU, PROVIDERS
+from phid.providers import CPU, PROVIDERS, candidates
 
 SMALL_MODEL = Path(__file__).parent / "small_model"
 """A Llama of two tiny layers: the kernels that a phi or llama takes, in 100 kB."""
@@ -47,6 +47,23 @@ def prove(
     if found.chosen is not None:
         attempts.confirm(found.chosen)
     return found
+
+
+def usable(
+    load: Load, wanted: Wanted, report: Callable[[Loading], None], *, probe_s: float = _PROBE_S
+) -> tuple[str, ...]:
+    """The providers that run the small model here, the CPU last: by what was proven, or by trials.
+
+    For whoever has no model yet, and asks which. `load` is read for its threads alone. Whether one
+    runs the model that is then chosen is proven with that.
+    """
+    attempts = _Attempts(Prove(load, wanted), report, probe_s)
+    names = []
+    for name in candidates(wanted.providers, strict=wanted.strict):
+        known = name == CPU or not PROVIDERS[name].small or packages.missing(name)
+        if not known and selection.probed(name, attempts.look(name, "probe")) is None:
+            names.append(name)
+    return (*names, CPU)
 
 
 class _Attempts:

@@ -19,8 +19,9 @@ class Provider:
     ONNX Runtime GenAI calls it, `kernels` what a trace's events call it. `packages` are sets of
     distributions, any of which brings it; `install` is the line that makes it so. `plugin` is the
     module that brings its library apart from the runtime's. `small` says that it can run the small
-    model that comes with phid: an NPU's compiler takes only models made for it. A model
-    on one with `own_memory` need not fit into the machine's.
+    model that comes with phid: an NPU's compiler takes only models made for it. A card has
+    `own_memory`: its model need not fit into the machine's. `slice` is how many tokens of a prompt
+    it takes in one call, which nothing can interrupt: a GPU needs many to be busy.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Provider:
     plugin: str | None = None
     small: bool = True
     own_memory: bool = False
+    slice: int = 64
 
 
 PROVIDERS: dict[str, Provider] = {
@@ -44,8 +46,9 @@ PROVIDERS: dict[str, Provider] = {
             "CUDAExecutionProvider",
             (("onnxruntime-genai-cuda", "onnxruntime-gpu"),),
             "pip uninstall -y onnxruntime onnxruntime-genai"
-            " && pip install onnxruntime-gpu onnxruntime-genai-cuda",
+            ' && pip install "onnxruntime-gpu[cuda,cudnn]" onnxruntime-genai-cuda',
             own_memory=True,
+            slice=512,
         ),
         Provider(
             "directml",

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from phid import demo, fleet, programs, progress
+from phid import amounts, catalog, demo, fit, fleet, memory, programs, progress, store
 from phid import settings as settings_module
 from phid.client import Unreachable
 from phid.sections import Mqtt
@@ -113,12 +113,14 @@ def _run(options: argparse.Namespace, parts: list[Part], folder: Path) -> int:
     config.touch()
     run = ["run", "--config", str(config), "--device", options.device, *where]
     models = {"PHID_MODELS_DIR": str(models_dir), "PHID_STATE_DIR": str(folder)}
-    parts.append(Part("daemon", run, folder, PHID_ENGINE__MODEL=demo.NAME, **models))
+    sees = _frame_model(models_dir, options.picture_model) if options.serve else ""
+    engine = {"PHID_ENGINE__MODEL": demo.NAME, "PHID_ENGINE__FRAME_MODEL": sees}
+    parts.append(Part("daemon", run, folder, **engine, **models))
     _wait_until_online(mqtt, options.device, parts)
     ask = [*programs.command("phid"), "ask", *where, "--device", options.device]
     ask += ["--timeout", str(_ANSWER_TIMEOUT_S)]
     if options.serve:
-        return _serve(options, port, parts)
+        return _serve(options, port, parts, sees)
     _say(f"\n> {_PROMPT}")
     status = _ask([*ask, "--max-tokens", "96", _PROMPT], parts)
     if status == 0:
@@ -144,14 +146,30 @@ def _ask(command: list[str], parts: list[Part]) -> int:
     return status
 
 
-def _serve(options: argparse.Namespace, port: int, parts: list[Part]) -> int:
+def _frame_model(models_dir: Path, otherwise: Path | None) -> str:
+    """The vision model to serve: the best of those stored that memory holds, else another's path.
+
+    Empty where there is none at all.
+    """
+    stored = [model for model in store.models(models_dir) if model.kind == "vision"]
+    this = fit.Machine(memory.total_bytes(), memory.available_bytes())
+    if best := fit.preferred(stored, catalog.shipped(), this):
+        return best.name
+    return str(otherwise.resolve()) if otherwise else ""
+
+
+def _serve(options: argparse.Namespace, port: int, parts: list[Part], sees: str) -> int:
     phid = "phid" if Path(sys.prefix) != _venv() else ".venv/bin/phid"
     topic = f"phid/v1/{options.device}/in/text/me"
+    look = ""
+    if sees:
+        ask = f"  {phid} ask --port {port} --device {options.device}"
+        look = f'{ask} --image {options.picture or "FILE"} "{_PICTURE_PROMPT}"\n'
     _say(
         f"""
 next, in another terminal:
   {phid} ask --port {port} --device {options.device} "What is the capital of France?"
-  {phid} fleet --once --port {port}
+{look}  {phid} fleet --once --port {port}
   mosquitto_rr -V 5 -p {port} -t {topic} -e phid/v1/client/me/rx -m '{{"prompt":"Say hello."}}'
 Ctrl-C stops both."""
     )
@@ -210,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Install phid into .venv, and see a small real model answer over MQTT.",
     )
     parser.add_argument("--serve", action="store_true", help="leave broker and daemon running")
-    parser.add_argument("--port", type=int, help="the broker's port (default: a free one)")
+    parser.add_argument("--port", type=amounts.port, help="the broker's port (default: a free one)")
     parser.add_argument("--device", default="demo", help="the device's name (default: demo)")
     parser.add_argument("--picture-model", type=Path, metavar="DIR", help="a vision model to show")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="what to show it")

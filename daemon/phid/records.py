@@ -56,7 +56,11 @@ class Records:
     @property
     def failing(self) -> str | None:
         """Why nothing can be written at present."""
-        return self._journal.failing if self._journal is not None else None
+        if self._journal is None:
+            return None
+        if self._journal.failing is None and self._journal.unread:
+            return "what an earlier run has left is being taken over"
+        return self._journal.failing
 
     def tick(self, now: float) -> None:
         """Try again what could not be written, and write what has waited long enough."""
@@ -84,18 +88,20 @@ class Records:
         if journal is None or not qos:
             return
         retry_after_ms = round(_TRY_AGAIN_S * 1000)
-        if journal.failing is not None:
-            says = f"what is accepted cannot be kept: {journal.failing}"
+        if self.failing is not None:
+            says = f"what is accepted cannot be kept: {self.failing}"
             raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
         if journal.used_bytes + size_bytes > journal.max_bytes:
             says = f"the journal is full: {journal.used_bytes} bytes"
             raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
 
-    def accept(self, ticket: Ticket, arrived: RequestArrived, decided: Decision) -> bool:
-        """True if it is being written, and `decided` set when it is."""
+    def accept(
+        self, ticket: Ticket, arrived: RequestArrived, decided: Decision, *, age_s: float = 0.0
+    ) -> bool:
+        """True if it is being written, and `decided` set when it is. It came `age_s` ago."""
         if self._journal is None or not arrived.inbound.qos:
             return False
-        now, wall = ticket.arrived, self._time_of_day()
+        accepted_ts = self._time_of_day() - age_s
         self._number(ticket, self._next)
         # A part that is still to come has an entry of its own, and the payload brings the rest.
         pictures = tuple(
@@ -111,8 +117,8 @@ class Records:
             digest=ticket.digest,
             inbound=arrived.inbound,
             address=ticket.address,
-            accepted_ts=wall,
-            deadline_ts=wall + ticket.deadline - now,
+            accepted_ts=accepted_ts,
+            deadline_ts=accepted_ts + ticket.deadline - ticket.arrived,
             pictures=pictures,
             decided=decided,
         )
@@ -127,10 +133,15 @@ class Records:
         self._entries.append(AskedAgain(ticket.number, address, decided))
         return True
 
-    def accept_late(self, ticket: Ticket, arrived: RequestArrived, decided: Decision) -> bool:
-        """The same for one that came at QoS 0, is not answered yet, and now comes at QoS 1."""
-        number = self._next
-        if ticket.number is not None or not self.accept(ticket, arrived, decided):
+    def accept_late(
+        self, ticket: Ticket, arrived: RequestArrived, decided: Decision, now: float
+    ) -> bool:
+        """The same for one that came at QoS 0, is not answered yet, and now comes at QoS 1.
+
+        Its deadline is counted from when it first came.
+        """
+        number, age_s = self._next, now - ticket.arrived
+        if ticket.number is not None or not self.accept(ticket, arrived, decided, age_s=age_s):
             return False
         self._entries += [AskedAgain(number, address) for address in ticket.late_addresses]
         if ticket.mark != "no":  # deltas of it may be out
@@ -201,6 +212,21 @@ class Records:
         self._number(ticket, number)
         self._next = max(self._next, number + 1)
 
+    def join(self, ticket: Ticket, number: int, addresses: tuple[ReplyAddress, ...]) -> None:
+        """Know a ticket as the request that an earlier run has written, to be told there too."""
+        self.restore(ticket, number)
+        own = (ticket.address, *ticket.late_addresses)
+        self._entries += [AskedAgain(number, a) for a in own if a not in addresses]
+        ticket.late_addresses += [a for a in addresses if a not in own]
+        if ticket.mark != "no":  # deltas of it may be out
+            self._entries.append(Marked(number))
+
+    def recovered(self) -> None:
+        """All that an earlier run has left is known: numbers go on behind it."""
+        if self._journal is not None:
+            self._time_of_day()  # a step of the clock until now moves nothing of what is there
+            self._journal.unread = False
+
     def ticket(self, number: int) -> Ticket | None:
         """The ticket of this number, unless it is forgotten."""
         return self._tickets.get(number)
@@ -217,7 +243,8 @@ class Records:
         now, step_s = self._clock.look()
         if step_s and self._journal is not None:
             _log.warning("clock_stepped", by_s=round(step_s, 1))
-            self._entries.append(Stepped(step_s))
+            if not self._journal.unread:  # else what is there is held against the clock as it is
+                self._entries.append(Stepped(step_s))
         return now
 
     def _count(self) -> None:

@@ -11,13 +11,15 @@ from phid.entries import Left, PartKept, Row
 from phid.errors import Code, Failure
 from phid.intake import ArrivalRefused, Intake, RequestArrived
 from phid.jobs import Image, Job
-from phid.ledger import Key, ReplyAddress, Ticket
+from phid.ledger import Key, Ledger, ReplyAddress, Ticket
 from phid.messages import ErrorMessage, Result
 from phid.requests import Request
 
 _log = log.get("recovery")
 _DAMAGED = Failure(Code.INTERNAL, "the journal is damaged where it was kept: ask again")
 _STARTED = Failure(Code.ENGINE_LOST, "the service was started anew while it was being answered")
+# Longer deadlines are a damaged time's, unless the settings allow them.
+_LONGEST_S = 7 * 86_400.0
 # What a closed ticket has in place of what was asked.
 _ASKED = Request(prompt="-")
 
@@ -41,6 +43,22 @@ class Over:
     failure: Failure | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AskedMeanwhile:
+    """A request of a number that `ticket` has asked again before it could be read."""
+
+    number: int
+    ticket: Ticket
+    addresses: tuple[ReplyAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IdTaken:
+    """`ticket` was taken for another request under an id that was in use."""
+
+    ticket: Ticket
+
+
 def parts_of(left: Left) -> dict[Key, list[PartKept]]:
     """The pictures sent apart, by the request that they belong to."""
     parts: dict[Key, list[PartKept]] = {}
@@ -50,25 +68,40 @@ def parts_of(left: Left) -> dict[Key, list[PartKept]]:
 
 
 def read(
-    rows: tuple[Row, ...], intake: Intake, *, now: float, wall: float, keep_s: float
-) -> Iterator[Again | Over]:
+    rows: tuple[Row, ...], intake: Intake, ledger: Ledger, *, now: float, wall: float
+) -> Iterator[Again | Over | AskedMeanwhile | IdTaken]:
     """What has become of each request, in the order of acceptance.
 
+    Those without a number that `ledger` knows were taken before these could be read.
+
     `now` is monotonic, `wall` Unix time, in seconds. A clock that was set back, or is not set yet,
-    or was not when it was accepted, makes a request no older than new.
+    or was not when it was accepted, makes a request no older than new. One whose times cannot be
+    right is not run: how long it was wanted is not known.
     """
+    longest_s = max(_LONGEST_S, intake.deadline_ms / 1000)
     for row in rows:
         accepted = row.accepted
+        meanwhile = _meanwhile(row, ledger.get((accepted.client, accepted.id)))
+        if meanwhile is not None:
+            yield meanwhile
+        if isinstance(meanwhile, AskedMeanwhile):
+            continue
         age_s = wallclock.age_s(accepted.accepted_ts, wall)
         span_s = accepted.deadline_ts - accepted.accepted_ts
+        timed = wallclock.is_time(accepted.accepted_ts) and 0 <= span_s <= longest_s
+        if not timed:
+            span_s = 0.0
+        if not timed or (row.outcome is not None and not wallclock.is_time(row.ended_ts)):
+            _log.error("times_unreadable", id=accepted.id, client=accepted.client)
         if row.outcome is not None:
             ticket = _ticket(row, now - age_s, span_s)
             ticket.outcome, ticket.state, ticket.told = _outcome(row), "ended", row.told
             since_s = wallclock.age_s(row.ended_ts, wall)
-            ticket.forget_at = now - since_s + max(keep_s, span_s)
+            ticket.forget_at = now - since_s + max(ledger.keep_s, span_s)
             yield Over(accepted.number, ticket)
             continue
-        arrival = None if row.marked or row.damaged else intake.read(accepted.inbound)
+        sound = timed and not (row.marked or row.damaged)
+        arrival = intake.read(accepted.inbound) if sound else None
         if not isinstance(arrival, RequestArrived):
             failure = _STARTED if row.marked else _DAMAGED
             if isinstance(arrival, ArrivalRefused):  # other settings may not take what these took
@@ -93,6 +126,19 @@ def read(
             now - age_s,
             row.addresses,
         )
+
+
+def _meanwhile(row: Row, known: Ticket | None) -> AskedMeanwhile | IdTaken | None:
+    """What a ticket of its client and id that was opened, or has ended, in this run is to it."""
+    if known is None or known.number is not None:
+        return None
+    ended = known.outcome is not None, row.outcome is not None
+    if known.digest != row.accepted.digest:
+        return IdTaken(known) if not any(ended) else None
+    if all(ended):
+        return None
+    addresses = () if row.told else (row.accepted.address, *row.addresses)
+    return AskedMeanwhile(row.accepted.number, known, addresses)
 
 
 def _outcome(row: Row) -> Result | ErrorMessage:

@@ -79,7 +79,7 @@ def closed(*, crew: Crew, paused: bool, draining: bool) -> Failure | None:
         return Failure(Code.DRAINING, "the device finishes what it has")
     if paused:
         return Failure(Code.PAUSED, "the device is paused", retry_after_ms=_RETRY_MS)
-    return Failure(Code.LOADING, NO_MODEL) if crew.lead is None else None
+    return Failure(Code.NOT_FOUND, NO_MODEL) if crew.lead is None else None
 
 
 def status(state: State, *, session: str, since: float, queue: int, crew: Crew) -> Status:

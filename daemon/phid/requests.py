@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,27 @@ from phid.formats import ResponseFormat
 MAX_TOPIC_CHARS = 512
 _MAX_TAGS = 16
 _MAX_TAG_CHARS = 256
+_PLAIN = "answers are text, or JSON by response_format, in this version"
+_PICTURE = 'a picture is {"b64":"..."}, its bytes in base64 or a data URL'
+# Fields that other servers take, and what is said to whoever sends one.
+_FOREIGN = {
+    "format": "here it is response_format",
+    **dict.fromkeys(("tools", "tool_choice", "functions"), _PLAIN),
+    "stream_options": "every result has its usage",
+    "options": "what would be in it stands beside prompt: temperature, top_p, top_k, seed, stop",
+    "max_completion_tokens": "here it is max_tokens",
+    "max_new_tokens": "here it is max_tokens",
+    "num_predict": "here it is max_tokens",
+    "user": "who asks is client, the last level of the topic",
+    "n": "a request has one answer",
+    "keep_alive": "the device's setting engine.keep_alive_s says it",
+    "image": "here it is images",
+    "image_url": "here it is images",
+    "images.type": _PICTURE,
+    "images.image_url": _PICTURE,
+    "images.url": f"nothing is fetched: {_PICTURE}",
+    "images.data": _PICTURE,
+}
 
 
 def _not_yet(value: Any) -> Any:
@@ -106,7 +127,9 @@ class ChatMessage(_Message):
 class ImageRef(_Message):
     """One picture of a request: its bytes in base64, a part sent apart, or a camera's newest."""
 
-    b64: str | None = Field(None, min_length=1, description="The file's bytes in base64.")
+    b64: str | None = Field(
+        None, min_length=1, description="The file's bytes in base64, or a data URL."
+    )
     mime: str | None = Field(None, max_length=64, description="Ignored: the bytes tell.")
     label: Text | None = Field(None, max_length=64, description="A name, for the asker's own use.")
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
@@ -134,6 +157,8 @@ Detail = Annotated[
 class Request(_Message):
     """A request for text; the fields' defaults are what applies when they are absent."""
 
+    foreign: ClassVar[dict[str, str]] = _FOREIGN
+
     v: Literal[1] = Field(1, description="Version of the wire.")
     id: Level | None = Field(None, description="Names the request; made up when absent.")
     client: Level | None = Field(
@@ -146,6 +171,7 @@ class Request(_Message):
         None,
         min_length=1,
         fail_fast=True,
+        examples=[[{"role": "user", "content": "Hi"}]],
         description="A whole conversation, its last turn the user's.",
     )
     system: Text | None = Field(None, description="The system turn, put in front.")
@@ -158,13 +184,19 @@ class Request(_Message):
         None, ge=0, le=2**31 - 1, description="Makes sampling repeatable on one device."
     )
     stop: tuple[Annotated[Text, Field(min_length=1, max_length=128)], ...] = Field(
-        (), max_length=8, fail_fast=True, description="The answer ends before any of these."
+        (),
+        max_length=8,
+        fail_fast=True,
+        examples=[["\n", "END"]],
+        description="The answer ends before any of these.",
     )
     stream: Literal["none", "delta"] = Field(
         "none", description="none: one message is the answer; delta: text as it comes, too."
     )
     response_format: ResponseFormat = Field(
-        ResponseFormat(), description="As in OpenAI's API: text, any JSON object, or by a schema."
+        ResponseFormat(),
+        examples=[{"type": "json_object"}],
+        description="As in OpenAI's API: text, any JSON object, or by a schema.",
     )
     deadline_ms: int = Field(
         600_000, ge=1, description="Not wanted any more after so long, counted from arrival."
@@ -179,13 +211,16 @@ class Request(_Message):
     images: tuple[ImageRef, ...] = Field(
         (),
         fail_fast=True,
+        examples=[[{"b64": "..."}]],
         description="Pictures to look at: [{b64}, {part} or {topic}]; on in/frame only.",
     )
     detail: Detail = Field(
         "auto", description="Most crops a picture is cut into: low 1, auto 4, high 16, or 1 to 16."
     )
     tags: Annotated[dict[TagName, Tag], BeforeValidator(_few)] = Field(
-        default_factory=dict, description="Echoed in the event line, not used."
+        default_factory=dict,
+        examples=[{"room": "hall"}],
+        description="Echoed in the event line, not used.",
     )
 
     @model_validator(mode="after")
@@ -267,7 +302,7 @@ class WatchCommand(_Message):
 
 
 class CameraPicture(_Message):
-    """A camera's frame as JSON: its bytes in base64, and when it was taken. The rest is ignored."""
+    """A camera's frame as JSON: bytes as an image's, and when it was taken. The rest is ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -280,12 +315,6 @@ class CameraPicture(_Message):
         if not (self.b64 or self.image):
             raise _question("b64", "a frame in JSON needs b64 or image")
         return self
-
-    @property
-    def base64(self) -> str:
-        """The bytes, without the head of a data URL."""
-        text = self.b64 or self.image or ""
-        return text.partition(",")[2] if text.startswith("data:") else text
 
 
 def decode_request(payload: bytes, limit_bytes: int) -> Request:

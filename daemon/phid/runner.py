@@ -74,7 +74,7 @@ class Runner:
         job = replace(ticket.job, budget_s=ticket.deadline - now, gather_s=gather_s)
         worker.submit(job)
         length = sum(len(turn.content) for turn in job.turns)
-        if ticket.streams and not job.images and length <= worker.load.prefill_slice:
+        if ticket.streams and not job.images and length <= worker.prefill_slice:
             # So short that its first token is near: its mark goes into the commit of the request.
             self._records.mark(ticket)
 
@@ -148,7 +148,7 @@ class Runner:
     def _mark_in_time(self, run: Run, prefilled: int) -> None:
         """Have the mark of a stream on the disk by its first token, but not long before it."""
         left = run.usage.prompt_tokens - prefilled
-        if run.ticket.streams and left <= run.worker.load.prefill_slice:
+        if run.ticket.streams and left <= run.worker.prefill_slice:
             self._records.mark(run.ticket)
 
     def _publish_delta(self, run: Run, now: float, *, last: bool = False) -> None:

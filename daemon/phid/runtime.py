@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from phid import (
+    devices,
     execution,
     graphs,
     manifest,
@@ -30,10 +33,11 @@ from phid.text import TextRuntime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_GRAPHS = ("decoder", "vision", "embedding")
 # Tokens of the warm-up: those whose kernels are looked at, and those that are timed (for at most
 # so long: on a small board a token of a large model takes a quarter of a second).
 _LOOKED_AT, _TIMED, _TIMED_S = 2, 8, 0.25
+# What CUDA is shown while loading: prompts and answers, in tokens, and how long the cache is.
+_REHEARSED = ((8, 2, 64), (640, 4, 2048))
 
 
 def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
@@ -53,15 +57,18 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
         pass  # what it would say is for `phid models verify`
     kind = _kind(config)
     estimate = _estimate_bytes(folder, config, kind)
-    if not PROVIDERS[load.provider].own_memory:
+    if not devices.has_own_memory(load.provider):
         memory.check(estimate, load.memory_bytes)
     count = load.threads or threads.usable_cpus()
+    context = int(config["context_length"])
     native = _native_config(load, config, count)
     report(Loading("loading the model"))
     try:
         model = og.Model(native)
         tokenizer = og.Tokenizer(model)
         report(Loading("warming up"))
+        if load.provider == "cuda":
+            _rehearse(model, tokenizer, min(load.max_context or context, context))
         warm = _warm_up(model, tokenizer, config)
     except RuntimeError as error:
         raise _explained(error, folder) from None
@@ -69,7 +76,7 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
     tokens = vocabulary.read(folder / "tokenizer.json")
     if tokens.pieces and (fault := soundness.misfit(len(tokens.pieces), config.get("vocab_size"))):
         raise Refused(Code.INTERNAL, f"tokenizer.json belongs to another model: {fault}")
-    context = int(config["context_length"])
+    tokens = tokens.of_size(int(config.get("vocab_size") or 0))
     facts = EngineFacts(
         model=load.model,
         kind=kind,
@@ -83,6 +90,7 @@ def load(load: Load, report: Callable[[Loading], None]) -> TextRuntime:
         load_ms=_since_ms(began_s),
         placement=measured,
         tokens_per_s=warm.tokens_per_s,
+        prefill_slice=load.prefill_slice or PROVIDERS[load.provider].slice,
     )
     line = rope.of_model(folder, config, facts.provider)
     if kind == "text":
@@ -102,8 +110,7 @@ def _native_config(load: Load, config: dict[str, Any], count: int) -> Any:
     options: dict[str, Any] = {"intra_op_num_threads": count}
     if load.profile:
         options["enable_profiling"] = load.profile
-    sessions = {graph: {"session_options": options} for graph in _GRAPHS if graph in config}
-    native.overlay(json.dumps({"model": sessions}))
+    native.overlay(json.dumps({"model": execution.sessions(load, config, options)}))
     execution.place(native, load)
     return native
 
@@ -166,8 +173,9 @@ def _kind(config: dict[str, Any]) -> Literal["text", "vision"]:
     """
     name = config.get("type", "?")
     if "vision" in config and name == "phi3v":
-        if not all(_has_file(config.get(graph)) for graph in _GRAPHS):
-            raise Refused(Code.UNSUPPORTED, f"a {name} model needs the graphs {', '.join(_GRAPHS)}")
+        if not all(_has_file(config.get(graph)) for graph in execution.GRAPHS):
+            graphs_needed = ", ".join(execution.GRAPHS)
+            raise Refused(Code.UNSUPPORTED, f"a {name} model needs the graphs {graphs_needed}")
         return "vision"
     for part in ("vision", "speech", "encoder"):
         if part in config:
@@ -204,6 +212,28 @@ def _warm_up(model: Any, tokenizer: Any, config: dict[str, Any]) -> _Warm:
         count += 1
     tokens_per_s = count / max(time.monotonic() - began_s, 1e-6)
     return _Warm(_kv_bytes(generator, config["decoder"]), measured, round(tokens_per_s, 1))
+
+
+def _rehearse(model: Any, tokenizer: Any, context: int) -> None:
+    """Have the GPU load the kernels that jobs will need, or the first would wait a second for them.
+
+    Which they are goes by how long the prompt, its slices and the cache are.
+    """
+    word = tokenizer.encode("Hello")[:1]
+    for prompt, answer, cache in _REHEARSED:
+        if cache > context:
+            return
+        params = og.GeneratorParams(model)
+        params.set_search_options(max_length=cache, min_length=cache, num_beams=1)
+        try:
+            generator = og.Generator(model, params)
+        except RuntimeError:  # the card has no room for so long a cache
+            return
+        # In two slices: the second finds a cache that has something in it.
+        for tokens in (prompt * 4 // 5, prompt - prompt * 4 // 5):
+            generator.append_tokens(np.repeat(word, tokens))
+        for _ in range(answer):
+            generator.generate_next_token()
 
 
 def _kv_bytes(generator: Any, decoder: dict[str, Any]) -> int:

@@ -36,6 +36,7 @@ from urllib.parse import parse_qs
 
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Job, Load, Loading
+from phid.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ class ScriptedRuntime:
     """Does what each job's last user turn says."""
 
     def __init__(self, load: Load, load_ms: int) -> None:
-        self._slice = load.prefill_slice
+        self._slice = load.prefill_slice or PROVIDERS[load.provider].slice
         self._leaked: list[bytes] = []
         self.facts = EngineFacts(
             model=load.model,
@@ -85,6 +86,7 @@ class ScriptedRuntime:
             kv_bytes_per_token=1024,
             load_ms=load_ms,
             placement={load.provider: 100.0},
+            prefill_slice=self._slice,
         )
 
     def open(self, job: Job) -> ScriptedStream:

@@ -93,10 +93,12 @@ class Engine(Section):
     model: str = Field(
         "",
         description="A model's name in models_dir or a folder's path; empty: the only one, or of "
-        "several the one that `phid models fit` prefers.",
+        "several the text model that `phid models fit` prefers.",
     )
     frame_model: str = Field(
-        "", description="Answers requests with pictures that name no model; empty: engine.model."
+        "",
+        description="Answers requests with pictures that name no model; empty: engine.model, or "
+        "where that is empty too the vision model that `phid models fit` prefers.",
     )
     models: tuple[str, ...] = Field(
         (), description="Others that requests may name; loaded when asked for."
@@ -114,7 +116,11 @@ class Engine(Section):
         0, ge=0, le=1024, description="CPU threads; 0: what affinity and cgroup quota allow."
     )
     prefill_slice: int = Field(
-        64, ge=1, le=8192, description="Prompt tokens per uninterruptible step of the runtime."
+        0,
+        ge=0,
+        le=8192,
+        description="Prompt tokens per uninterruptible step of the runtime; "
+        "0: 64, and 512 on cuda.",
     )
     max_context: int = Field(
         0, ge=0, description="Cap on prompt plus answer, in tokens; 0: the model's own context."

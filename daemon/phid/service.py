@@ -11,8 +11,8 @@ from phid import control, exits, log, notify, reports, sensors
 from phid.bulletin import Bulletin
 from phid.crew import Crew
 from phid.desk import Desk
-from phid.entries import JournalEvent, NotWritten, Written
-from phid.errors import Code, Failure, Refused
+from phid.entries import JournalEvent, Left, NotWritten, Written
+from phid.errors import Refused
 from phid.health import Health
 from phid.intake import (
     Arrival,
@@ -173,8 +173,8 @@ class Service:
     def _start(self) -> None:
         now = time.monotonic()
         self._crew.start()
-        if self._journal is not None:
-            self._desk.recover(self._journal.open(), self._operations.intake, now, time.time())
+        if self._journal is not None and (left := self._journal.open()) is not None:
+            self._desk.recover(left, self._operations.intake, now, time.time())
         self._operations.look(now)
         self._session.start()
         notify.notify("READY=1")
@@ -213,6 +213,8 @@ class Service:
                 finally:
                     if not being_written:
                         decided.set()
+            case Left() if self._operations.stop_by is None:  # else it is the next start's
+                self._desk.recover(mail, self._operations.intake, now, time.time())
             case Written() | NotWritten():
                 self._desk.written(mail, now)
             case Connected():
@@ -321,13 +323,11 @@ class Service:
                 _log.info("model_loaded", model=facts.model, ms=facts.load_ms)
                 self._bulletin.publish_provider(worker)
                 self._operations.look(now)
-            case LoadFailed(code, message):
+            case LoadFailed():
                 self._bulletin.publish_provider(worker)
                 self._operations.look(now)
-                failure = Failure(Code.LOADING, f"{code}: {message}")
-                self._desk.end_waiting(worker.load.model, failure, now)
-            case _:
-                pass
+                if (failure := self._crew.refusal(worker.load.model)) is not None:
+                    self._desk.end_waiting(worker.load.model, failure, now)
         self._lookout.engine_said(event, now)
         self._desk.engine_said(event, now)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from phid import (
+    amounts,
     bandwidth,
     catalog,
     demo,
@@ -19,10 +20,12 @@ from phid import (
     manifest,
     progress,
     proposal,
+    prover,
     soundness,
     store,
 )
 from phid.catalog import Build, Unknown
+from phid.jobs import Load
 from phid.settings import Settings
 from phid.store import StoredModel, StoreError
 
@@ -39,9 +42,11 @@ def add_parser(
         "--json", action="store_true", default=argparse.SUPPRESS, help="for programs"
     )
     models = commands.add_parser(
-        "models", parents=[*parents, as_json], help="fetch, check, choose and remove models"
+        "models", parents=parents, help="fetch, check, choose and remove models"
     )
-    models.set_defaults(command=_safely(_list), all=False, json=False)
+    # Not the verbs' own: a default of this one would be theirs, and undo what was said before.
+    models.add_argument("--json", action="store_true", help="for programs")
+    models.set_defaults(command=_safely(_list), all=False)
     below = models.add_subparsers(metavar="COMMAND")
 
     def add(name: str, command: Command, says: str) -> argparse.ArgumentParser:
@@ -50,7 +55,7 @@ def add_parser(
         return parser
 
     lists = add("list", _list, "the models that are here")
-    lists.add_argument("--all", action="store_true", help="and those that could be pulled")
+    lists.add_argument("--all", action="store_true", help="and those that could be had")
     show = add("show", _show, "all that is known of a model, its licence and memory too")
     show.add_argument("name")
     pull = add("pull", _pull, "fetch a model from the Hugging Face Hub, or go on with it")
@@ -75,11 +80,15 @@ def add_parser(
     fits = add("fit", _fit, "which model this machine should run, how fast, and why")
     fits.add_argument("--kind", choices=["text", "vision"], help="only these")
     fits.add_argument(
-        "--context", type=int, default=fit.CONTEXT, metavar="N", help="tokens (default %(default)s)"
+        "--context",
+        type=amounts.count,
+        default=fit.CONTEXT,
+        metavar="N",
+        help="tokens (default %(default)s)",
     )
     fits.add_argument(
         "--least",
-        type=float,
+        type=amounts.number,
         default=fit.LEAST_TOKENS_S,
         metavar="R",
         help="tokens/s that are wanted at least (default %(default)s)",
@@ -131,15 +140,16 @@ def _list(settings: Settings, options: argparse.Namespace) -> int:
         size = f"{model.size_bytes / 1e6:.0f} MB"
         print(f"{model.name}  {model.type}, context {model.context}, {size}  {model.path}")
     if others:
-        print("\nthat could be pulled (`phid models show NAME` has more):")
+        print("\nthat could be had (`phid models show NAME` has more):")
         width = max(len(build.name) for build in others)
         for build in others:
             size = f"{'about ' * build.size_is_estimate}{build.size_bytes / 1e9:.1f} GB"
             more = f"{build.title}, {build.kind}, {'/'.join(build.providers)}, {size}"
-            print(
-                f"  {build.name.ljust(width)}  {more}{'; ' * bool(build.unsupported)}"
-                f"{'not run by phid yet' * bool(build.unsupported)}"
-            )
+            if build.source == "builder":
+                more += "; not to be pulled: a command makes it"
+            if build.unsupported:
+                more += "; not run by phid yet"
+            print(f"  {build.name.ljust(width)}  {more}")
     return 0
 
 
@@ -226,7 +236,7 @@ def _in_words(facts: dict[str, Any], build: Build | None) -> dict[str, str]:
             pin = "pinned" if build.pinned else "not pinned: the first pull records the commit"
             lines["from"] = f"{build.repo}, {build.folder or '/'}, {build.revision} ({pin})"
         if build.command:
-            lines["made by"] = build.command
+            lines["made by"] = _making(build)
         if build.unsupported:
             lines["not yet"] = f"phid cannot run it: {build.unsupported}"
         lines["runs on"] = ", ".join(build.providers)
@@ -247,10 +257,17 @@ def _in_words(facts: dict[str, Any], build: Build | None) -> dict[str, str]:
     return lines
 
 
+def _making(build: Build) -> str:
+    """The commands that make a build which nobody offers, and take it in."""
+    return f"{build.command} && phid models import FOLDER --name {build.name}"
+
+
 def _pull(settings: Settings, options: argparse.Namespace) -> int:
     build = catalog.find(options.name, settings.catalog)
     if build.source == "builder":
-        raise StoreError(f"nobody offers a build of {build.title}; this makes one: {build.command}")
+        raise StoreError(
+            f"nobody offers a build of {build.title}; this makes one: {_making(build)}"
+        )
     if build.source == "demo":
         return _prepare(settings, options)
     try:
@@ -366,8 +383,17 @@ def _prepare(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _fit(settings: Settings, options: argparse.Namespace) -> int:
+    show = progress.Progress()
+    load = Load("genai", "", "", settings.engine.threads)
+    # What is installed for accelerators is tried, if it has not been: with no model here yet nobody
+    # else has.
+    providers = prover.usable(load, settings.wanted, lambda said: show(said.stage, said.fraction))
     made = proposal.make(
-        settings, kind=options.kind, tokens=options.context, least_tokens_s=options.least
+        settings,
+        kind=options.kind,
+        tokens=options.context,
+        least_tokens_s=options.least,
+        providers=providers,
     )
     print(proposal.as_json(made) if options.json else proposal.as_text(made))
     return 0 if made.chosen else exits.ERROR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Sequence
 from types import UnionType
@@ -61,8 +62,9 @@ _DROP_STRAY_PARTS = f"DELETE FROM pictures WHERE ts < ? AND {_NO_REQUEST}"  # no
 _DROP_PARTS = f"DELETE FROM pictures WHERE client = ? AND id = ? AND n >= 0 AND {_NO_REQUEST}"  # noqa: S608
 
 
+# A time that is no number any more stays so: no other is to wait for it.
 _STEP = """
-UPDATE requests SET accepted_ts = accepted_ts + :by_s, deadline_ts = deadline_ts + :by_s,
+UPDATE OR IGNORE requests SET accepted_ts = accepted_ts + :by_s, deadline_ts = deadline_ts + :by_s,
     ended_ts = ended_ts + :by_s
 """
 
@@ -99,7 +101,7 @@ def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901 - a
             database.execute("DELETE FROM requests WHERE number = ?", (number,))
         case Stepped(by_s):
             database.execute(_STEP, {"by_s": by_s})
-            database.execute("UPDATE pictures SET ts = ts + ?", (by_s,))
+            database.execute("UPDATE OR IGNORE pictures SET ts = ts + ?", (by_s,))
         case Tried():
             database.execute(f"PRAGMA user_version={SCHEMA}")
         case _:
@@ -164,11 +166,11 @@ def read(database: sqlite3.Connection) -> Left:
     parts: list[PartKept] = []
     shown: dict[tuple[str, str], list[tuple[int, bytes]]] = {}
     for row in database.execute("SELECT * FROM pictures ORDER BY ts"):
-        client, request_id, n, ts, data = _checked(row, str, str, int, float, bytes)
+        client, request_id, n, ts, data = _checked(row, str, str, int, object, bytes)
         if n < 0:
             shown.setdefault((client, request_id), []).append((n, data))
         else:
-            parts.append(PartKept(client, request_id, n, data, ts))
+            parts.append(PartKept(client, request_id, n, data, _ts(ts)))
     rows = [
         _row(row, shown, also)
         for row in database.execute(
@@ -186,9 +188,9 @@ def _row(
 ) -> Row:
     *asked, marked, outcome, ended_ts, told, payload, properties = row
     number, client, request_id, id_given, digest, topic, reply_topic, correlation, *times = (
-        _checked(asked, int, str, str, int, str, str, str, _Bytes, float, float)
+        _checked(asked, int, str, str, int, str, str, str, _Bytes, object, object)
     )
-    marked, ended_ts, told = _checked((marked, ended_ts, told), int, float | None, int)
+    marked, told = _checked((marked, told), int, int)
     user = _user_properties(properties)
     inbound = Inbound(
         topic,
@@ -202,8 +204,8 @@ def _row(
     accepted = Accepted(
         *(number, client, request_id, bool(id_given), digest, inbound),
         ReplyAddress(reply_topic, correlation),
-        accepted_ts=times[0],
-        deadline_ts=times[1],
+        accepted_ts=_ts(times[0]),
+        deadline_ts=_ts(times[1]),
         pictures=tuple(shown.get((client, request_id), ())),
     )
     sound = isinstance(payload, bytes) and user is not None
@@ -211,9 +213,14 @@ def _row(
         sound = isinstance(outcome, str)
         outcome = outcome if sound else ""
     return Row(
-        *(accepted, bool(marked), tuple(also.get(number, ())), outcome, ended_ts or 0.0),
+        *(accepted, bool(marked), tuple(also.get(number, ())), outcome, _ts(ended_ts or 0.0)),
         *(bool(told), not sound),
     )
+
+
+def _ts(value: object) -> float:
+    """NaN where it is no time any more, or there is none; SQLite keeps NaN as NULL."""
+    return value if isinstance(value, float) else math.nan
 
 
 def _text(data: bytes) -> str | bytes:

@@ -6,7 +6,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from phid import chat, guidance, memory, vocabulary
+from phid import chat, devices, guidance, memory, vocabulary
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Job, Load, Sampling, Turn
 from phid.native import og
@@ -32,10 +32,11 @@ class TextRuntime:
         self.facts = facts
         self._line = line
         self._memory_bytes = load.memory_bytes
+        self._elsewhere = devices.has_own_memory(load.provider)
         self._model = model
         self._tokenizer = tokenizer
         self._eos = frozenset(int(token) for token in tokenizer.eos_token_ids)
-        self._slice = load.prefill_slice
+        self._slice = facts.prefill_slice
         self._tokens = tokens
         self._guard = chat.MarkerGuard(tokens.markers)
         self._template = self._own_template()
@@ -80,7 +81,8 @@ class TextRuntime:
         cache = options["max_length"] * self.facts.kv_bytes_per_token
         if first and line is not None:
             cache += (len(prompt) if views else first) * line.token_bytes
-        needed = max(cache + views * memory.VIEW_BYTES, decoding_bytes)
+        computing = 0 if self._elsewhere else cache + views * memory.VIEW_BYTES
+        needed = max(computing, decoding_bytes)
         schema = job.sampling.schema
         memory.check(needed + (guidance.BYTES if schema else 0), self._memory_bytes)
         grammar = guidance.grammar(self._model, schema) if schema else None

@@ -9,13 +9,17 @@ from typing import Any
 
 from phid.providers import of_kernels
 
+# Their time is that of the nodes in their branches and bodies, which have events of their own.
+_CONTROL_FLOW = {"If", "Loop", "Scan"}
+
 
 def kernel_times(text: str) -> Counter[str]:
     """Microseconds of kernel time by provider, from one profile.
 
-    A kernel counts for one microsecond at least: the shortest are told as 0. Raises ValueError for
-    what is no profile. Source: ORT's profiler writes Chrome's trace events; those of kernels have
-    the category Node and name their provider in `args`.
+    A kernel counts for one microsecond at least: the shortest are told as 0. Control flow does not
+    count beside what it runs. Raises ValueError for what is no profile. Source: ORT's profiler
+    writes Chrome's trace events; those of kernels have the category Node and name their provider in
+    `args`.
     """
     events = json.loads(text)
     if not isinstance(events, list):
@@ -33,7 +37,9 @@ def _kernel(event: Any) -> tuple[str, int]:
     if not isinstance(event, dict) or event.get("cat") != "Node":
         return "", 0
     arguments = event.get("args")
-    kernels = arguments.get("provider") if isinstance(arguments, dict) else None
+    if not isinstance(arguments, dict) or arguments.get("op_name") in _CONTROL_FLOW:
+        return "", 0
+    kernels = arguments.get("provider")
     took_us = event.get("dur", 0)
     if not isinstance(kernels, str) or isinstance(took_us, bool) or not isinstance(took_us, int):
         return "", 0

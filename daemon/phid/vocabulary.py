@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,16 @@ class Vocabulary:
     markers: dict[str, int]
     pieces: tuple[bytes, ...] | None
     strips_first_space: bool = False
+
+    def of_size(self, tokens: int) -> Vocabulary:
+        """With nothing for the ids up to `tokens` that have no piece: a model can have more.
+
+        Phi-3.5's makes 32,064 where its tokenizer names 32,011, for the matrix's sake.
+        """
+        if self.pieces is None:
+            return self
+        unnamed = tokens - len(self.pieces)
+        return replace(self, pieces=(*self.pieces, *(b"",) * unnamed))
 
     def decoder(self) -> Callable[[int], bytes] | None:
         """Start one answer: what to call with each of its tokens for the bytes it adds."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 # 2026-01-01: before there was this program. A Raspberry Pi without a battery starts in 1970.
 _FIRST_TS = 1_767_225_600.0
+# The year 10000.
+_LAST_TS = 253_402_300_800.0
 # A clock that is only steered moves both of a machine's clocks alike.
 _STEP_S = 2.0
 
@@ -16,12 +18,17 @@ def is_set(ts: float) -> bool:
     return ts >= _FIRST_TS
 
 
+def is_time(ts: float) -> bool:
+    """False for what no clock tells: no number, or one out of all range."""
+    return -_LAST_TS < ts < _LAST_TS
+
+
 def age_s(then: float, now: float) -> float:
     """How long ago something was, by times of day; 0 where the two cannot be compared.
 
-    That is where the clock was set back since, or was not set at all then.
+    That is where the clock was set back since, or was not set at all then, or it is no time.
     """
-    if is_set(now) and not is_set(then):
+    if not is_time(then) or (is_set(now) and not is_set(then)):
         return 0.0
     return max(now - then, 0.0)
 

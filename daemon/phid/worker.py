@@ -123,6 +123,11 @@ class Worker:
         return self.state != "ready" and (self._unloadable or self._failures >= _HOPELESS_AFTER)
 
     @property
+    def prefill_slice(self) -> int:
+        """How many tokens of a prompt its engine takes in one call; 0: there is no engine."""
+        return self.facts.prefill_slice if self.facts else 0
+
+    @property
     def pid(self) -> int | None:
         """The engine's process id while there is one."""
         return self._child.pid if self._child else None

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from installer import health, units
+from installer import health, units, venvs
 from installer.acts import Acts, Failed, answer
 from installer.installation import Wishes, install, uninstall
 from installer.layout import Layout
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise Failed(f"there is nothing to upgrade: no {layout.venv}")
         model = options.model or ("none" if options.upgrade else None)
         wheelhouse = options.offline.resolve() if options.offline else None
-        online = install(acts, layout, Wishes(model, wheelhouse, options.limit))
+        online = install(acts, layout, Wishes(model, options.provider, wheelhouse, options.limit))
     except (Failed, OSError) as error:
         print(f"scripts/install: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -84,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME|FOLDER|demo|none",
         help="a model of the catalog, a folder to copy, a small one to try with, or none;"
         " without: what is there, else what fits this machine",
+    )
+    parser.add_argument(
+        "--provider",
+        choices=venvs.PROVIDERS,
+        help="whose packages to install: cuda in place of the CPU's (3 GB more), openvino or qnn"
+        " beside them; without: those that are installed, else the CPU's",
     )
     parser.add_argument(
         "--offline",

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from installer.acts import Failed
+
 _JETSON = "etc/nv_tegra_release"
 _AUTO = "auto"
 # For each provider, in the order in which `auto` tries them: devices that it runs on, of which one
@@ -16,6 +18,23 @@ _DEVICES = {
     "openvino": (("dev/dri/renderD*",), "dri"),
 }
 DROP_INS = frozenset({"jetson", *(name for _, name in _DEVICES.values())})
+
+
+def check(provider: str, root: Path = Path("/")) -> None:
+    """Raises Failed for packages that have no code for this machine's device."""
+    if provider == "cuda" and (root / _JETSON).exists():
+        raise Failed(
+            "the package index has no CUDA build for a Jetson's GPU: --offline WHEELHOUSE with"
+            " wheels made for it (README, On a Jetson)"
+        )
+
+
+def hint(installed: frozenset[str], root: Path = Path("/")) -> str | None:
+    """What could be installed for a card that is here and is not used; None: nothing."""
+    card = any(root.glob("dev/nvidia[0-9]*")) and not (root / _JETSON).exists()
+    if not card or not installed or "cuda" in installed:
+        return None
+    return "there is an NVIDIA card: --provider cuda brings what runs models on it (3 GB more)"
 
 
 def installed(findings: Mapping[str, Any]) -> frozenset[str]:

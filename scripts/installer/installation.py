@@ -29,9 +29,14 @@ _NO_CONTROLLER = (
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the command line asks for; `model` as `models.provide` takes it."""
+    """What the command line asks for; `model` as `models.provide` takes it.
+
+    `provider` is whose packages are wanted beside the CPU's or in their place; None: those that
+    the environment in use has.
+    """
 
     model: str | None = None
+    provider: str | None = None
     wheelhouse: Path | None = None
     limit_s: float = 300.0
 
@@ -114,6 +119,9 @@ def _environment(acts: Acts, layout: Layout, wishes: Wishes) -> Path:
     extras: set[str] = set()
     if (previous := venvs.current(layout)) is not None:
         extras |= set(venvs.extras_of(previous))
+    if wishes.provider is not None:
+        hardware.check(wishes.provider, layout.root)
+        extras = extras - set(venvs.PROVIDERS) | {wishes.provider} - {venvs.CPU}
     # What fetches models is wanted of each device whose model is not brought to it.
     if models.is_to_be_fetched(layout, wishes.model):
         extras.add("hub")
@@ -132,6 +140,8 @@ def _drop_in(acts: Acts, layout: Layout, phid: Path) -> str | None:
         return None
     settings = configuration.settings(layout, phid)
     installed = hardware.installed(health.findings(layout, phid))
+    if hint := hardware.hint(installed, layout.root):
+        acts.say(hint)
     return hardware.drop_in(settings.get("providers", ("auto",)), installed, layout.root)
 
 

@@ -14,9 +14,19 @@ from installer.acts import Acts, Failed, answer
 from installer.layout import Layout
 
 _WHOLE = ".whole"
-_ROOM_MB = 700
+_ROOM_MB, _ROOM_WITH_CUDA_MB = 700, 4600
 # A package that each brings.
-_OF_EXTRAS = {"hub": "huggingface_hub", "demo": "iotcore"}
+_OF_EXTRAS = {
+    "hub": "huggingface_hub",
+    "demo": "iotcore",
+    "cuda": "onnxruntime_gpu",
+    "qnn": "onnxruntime_qnn",
+    "openvino": "onnxruntime_ep_openvino",
+}
+CPU, CUDA = "cpu", "cuda"
+PROVIDERS = (CPU, CUDA, "openvino", "qnn")
+# What CUDA's packages write over.
+_CPUS = ("onnxruntime", "onnxruntime-genai")
 
 
 def name(layout: Layout, locks: Sequence[Path]) -> str:
@@ -72,8 +82,9 @@ def build(acts: Acts, layout: Layout, extras: Sequence[str], wheelhouse: Path | 
     if (folder / _WHOLE).exists():
         acts.say(f"{folder} is there already")
         return folder
+    in_place = [lock for lock in locks if lock.stem == CUDA]
     if not acts.dry:
-        _check_room(layout)
+        _check_room(layout, _ROOM_WITH_CUDA_MB if in_place else _ROOM_MB)
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
     try:
         pip = _make(acts, layout, folder, wheelhouse)
@@ -81,8 +92,14 @@ def build(acts: Acts, layout: Layout, extras: Sequence[str], wheelhouse: Path | 
         options = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
         acts.run(
             *pip, "install", *options, *source, "--require-hashes", "--only-binary", ":all:",
-            *(part for lock in locks for part in ("-r", lock)),
+            *(part for lock in locks if lock not in in_place for part in ("-r", lock)),
         )  # fmt: skip
+        for lock in in_place:
+            acts.run(*pip, "uninstall", *options[:2], "--yes", *_CPUS)
+            acts.run(
+                *pip, "install", *options, *source, "--require-hashes", "--no-deps",
+                "--only-binary", ":all:", "-r", lock,
+            )  # fmt: skip
         # The build's own tools are locked too, and in this environment.
         acts.run(
             *pip, "install", *options, "--no-index", "--no-deps", "--no-build-isolation",
@@ -177,11 +194,11 @@ def _has_ensurepip() -> bool:
     return answer(sys.executable, "-c", "import ensurepip; ensurepip.version()")[0] == 0
 
 
-def _check_room(layout: Layout) -> None:
+def _check_room(layout: Layout, room_mb: int) -> None:
     layout.venvs.mkdir(parents=True, exist_ok=True)
     free_mb = shutil.disk_usage(layout.venvs).free >> 20
-    if free_mb < _ROOM_MB:
+    if free_mb < room_mb:
         raise Failed(
-            f"{layout.venvs} has {free_mb} MiB free, an environment takes {_ROOM_MB}:"
+            f"{layout.venvs} has {free_mb} MiB free, an environment takes {room_mb}:"
             f" make room (du -xh / | sort -h | tail)"
         )

@@ -47,6 +47,7 @@ PROMISES: tuple[Callable[[], str], ...] = (
     installation.installed_again_it_finds_its_state_and_purged_it_leaves_nothing,
     model.without_the_hub_it_is_installed_all_the_same_and_says_how_to_go_on,
     model.the_model_that_fits_is_fetched_from_the_hub_and_answers,
+    model.a_folder_that_only_root_reads_is_copied_and_replaced_by_the_daemons_user,
 )
 
 

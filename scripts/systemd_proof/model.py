@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import hub_server  # where the tests have it
-from systemd_proof.machine import CHECKOUT, UNIT, install, online, requester, run
+from systemd_proof.machine import CHECKOUT, UNIT, install, online, pid, requester, run
 
 DEMO = Path("/root/lent/models/smollm2-135m-instruct")
 MODELS = Path("/var/lib/phid/models")
@@ -60,6 +61,47 @@ def the_model_that_fits_is_fetched_from_the_hub_and_answers() -> str:
         f"{name} by phid models fit, {sent_mb:.0f} MB of a stand-in for it, online after"
         f" {took_s:.0f} s: {text!r}"
     )
+
+
+def a_folder_that_only_root_reads_is_copied_and_replaced_by_the_daemons_user() -> str:
+    _have_no_model()
+    folder = Path("/root/closed/meadow")
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("manifest.json"))
+    run("chmod", "-R", "go=", folder.parent)
+    began = time.monotonic()
+    status, said = install("--model", folder)
+    took_s = time.monotonic() - began
+    assert status == 0, said
+    files = [path for path in (MODELS / folder.name).rglob("*") if path.is_file()]
+    assert {path.owner() for path in files} == {"phid"}, files
+    assert _answer() == (folder.name, True)
+    before = pid()
+    status, said = install("--model", folder)
+    assert (status, pid()) == (0, before), said
+    config = folder / "genai_config.json"
+    config.write_text(config.read_text() + "\n")
+    status, said = install("--model", folder)
+    assert status == 0, said
+    assert pid() != before, said
+    assert (MODELS / folder.name / config.name).read_bytes() == config.read_bytes()
+    assert _answer() == (folder.name, True)
+    config.unlink()
+    status, said = install("--model", folder)
+    assert status == 1, said
+    assert f"{folder} is no model: it has no genai_config.json" in said, said
+    assert _answer() == (folder.name, True)
+    shutil.rmtree(folder.parent)
+    return f"online after {took_s:.0f} s; replaced when it changed; half a folder changes nothing"
+
+
+def _answer() -> tuple[str, bool]:
+    """The model that is told, and whether it knows what it is asked."""
+    online()
+    with requester() as client:
+        name = client.status("online")["model"]
+        text = client.ask("What is the capital of France?", max_tokens=16)["text"]
+    return name, "Paris" in text
 
 
 def _have_no_model() -> None:

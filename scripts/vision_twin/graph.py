@@ -7,10 +7,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-FLOAT, INT32, INT64, BOOL = (
+FLOAT, HALF, INT32, INT64, BOOL = (
     TensorProto.FLOAT,
+    TensorProto.FLOAT16,
     TensorProto.INT32,
     TensorProto.INT64,
     TensorProto.BOOL,
@@ -65,7 +66,8 @@ class Weights:
 class Graph:
     """The nodes of a graph, or of a Loop's or If's body inside one.
 
-    Methods give the name of what they made. Weights are written to `data` at once.
+    Methods give the name of what they made. Weights are written to `data` at once. With `half` all
+    that is FLOAT becomes float16, as in builds for CUDA.
     """
 
     def __init__(
@@ -74,7 +76,10 @@ class Graph:
         data: BinaryIO,
         location: str,
         outer: dict[str, TensorProto] | None = None,
+        *,
+        half: bool = False,
     ) -> None:
+        self._half = half
         self._name = name
         self._data = data
         self._location = location
@@ -86,19 +91,19 @@ class Graph:
 
     def body(self, name: str) -> Graph:
         """A graph for an attribute of a node of this one, whose names and weights it shares."""
-        return Graph(name, self._data, self._location, self._tensors)
+        return Graph(name, self._data, self._location, self._tensors, half=self._half)
 
     def input(self, name: str, kind: int, sizes: Sizes) -> str:
-        self._inputs.append(helper.make_tensor_value_info(name, kind, sizes))
+        self._inputs.append(helper.make_tensor_value_info(name, self._kind(kind), sizes))
         return name
 
     def output(self, name: str, kind: int, sizes: Sizes | None) -> None:
-        self._outputs.append(helper.make_tensor_value_info(name, kind, sizes))
+        self._outputs.append(helper.make_tensor_value_info(name, self._kind(kind), sizes))
 
     def sequence(self, name: str, *, out: bool = False) -> str:
         """A sequence of float tensors that comes in, or goes out."""
         values = self._outputs if out else self._inputs
-        values.append(helper.make_tensor_sequence_value_info(name, FLOAT, None))
+        values.append(helper.make_tensor_sequence_value_info(name, self._kind(FLOAT), None))
         return name
 
     def ints(self, *values: int) -> str:
@@ -117,6 +122,7 @@ class Graph:
 
     def weight(self, name: str, values: npt.NDArray[Any]) -> str:
         """A weight, written to the data file."""
+        values = self._floats(values)
         self._data.write(bytes(-self._data.tell() % _ALIGNMENT))
         kind = helper.np_dtype_to_tensor_dtype(values.dtype)
         tensor = TensorProto(name=name, dims=values.shape, data_type=kind)
@@ -134,10 +140,24 @@ class Graph:
     ) -> str:
         """One node; the name of its first output."""
         names = outputs or [f"/{self._name}/{kind}_{len(self._nodes)}"]
+        for given in ("to", "dtype"):
+            if given in attributes:
+                attributes[given] = self._kind(attributes[given])
         domain = "com.microsoft" if kind in _CONTRIB else ""
         node = helper.make_node(kind, inputs, names, name=names[0], domain=domain, **attributes)
         self._nodes.append(node)
         return names[0]
+
+    def constant(self, values: npt.NDArray[Any], out: str) -> str:
+        """A constant of any shape inside the graph itself."""
+        tensor = numpy_helper.from_array(self._floats(values))
+        return self.op("Constant", outputs=[out], value=tensor)
+
+    def _kind(self, kind: int) -> int:
+        return HALF if self._half and kind == FLOAT else kind
+
+    def _floats(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return values.astype(np.float16) if self._half and values.dtype == np.float32 else values
 
     def matmul(self, x: str, name: str, matrix: Matrix, out: str = "") -> str:
         """`x` times an int4 matrix, with the official CPU build's accuracy level."""

@@ -27,7 +27,9 @@ It costs what the real model costs and its answers are noise.
 """
 
 
-def make(folder: Path, shape: Shape, block: int, seed: int, report: Report) -> None:
+def make(
+    folder: Path, shape: Shape, block: int, seed: int, report: Report, *, half: bool = False
+) -> None:
     """Put the whole model in place of `folder`, which is not there; nothing half-made stays."""
     weights = Weights(seed, block)
     copied = tuple(name for name in COPIED if name != "processor_config.json")
@@ -36,6 +38,7 @@ def make(folder: Path, shape: Shape, block: int, seed: int, report: Report) -> N
             work / "model.onnx",
             lambda g, done: text.build(g, shape, weights, ENDS, done, embeds=True),
             report,
+            half=half,
         )
 
 
@@ -67,7 +70,9 @@ def main() -> int:
     return run(
         options.folder,
         ROOM_BYTES,
-        lambda folder: make(folder, shape, options.block, options.seed, Progress()),
+        lambda folder: make(
+            folder, shape, options.block, options.seed, Progress(), half=options.float16
+        ),
     )
 
 

@@ -47,13 +47,13 @@ Report = Callable[[str, float | None], None]
 Build = Callable[[Graph, Callable[[float], None]], None]
 
 
-def make(folder: Path, shape: Shape, seed: int, report: Report) -> None:
+def make(folder: Path, shape: Shape, seed: int, report: Report, *, half: bool = False) -> None:
     """Put the whole model in place of `folder`, which is not there; nothing half-made stays."""
     weights = Weights(seed)
     with whole(folder, COPIED, CARD, genai_config(shape)) as work:
 
         def write_part(part: str, build: Build) -> None:
-            write(work / f"{STEM}-{part}.onnx", build, report)
+            write(work / f"{STEM}-{part}.onnx", build, report, half=half)
 
         write_part("vision", lambda g, done: vision.build(g, shape, weights, done))
         write_part("embedding", lambda g, _: embedding.build(g, shape, weights))
@@ -79,11 +79,11 @@ def whole(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write(path: Path, build: Build, report: Report) -> None:
+def write(path: Path, build: Build, report: Report, *, half: bool = False) -> None:
     """Write a graph, and its weights to a file beside it."""
     location = f"{path.name}.data"
     with path.with_name(location).open("wb") as data:
-        graph = Graph(path.stem.rpartition("-")[2], data, location)
+        graph = Graph(path.stem.rpartition("-")[2], data, location, half=half)
         build(graph, lambda done: report(f"writing {path.name}", done))
     graph.save(path)
     report(f"writing {path.name}", 1)
@@ -158,6 +158,7 @@ def parser(prog: str, says: str | None, name: str) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where to put it (default: %(default)s)",
     )
+    made.add_argument("--float16", action="store_true", help="as a build for CUDA has it")
     made.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     return made
 
@@ -182,7 +183,7 @@ def main() -> int:
     return run(
         options.folder,
         ROOM_BYTES,
-        lambda folder: make(folder, Shape(), options.seed, Progress()),
+        lambda folder: make(folder, Shape(), options.seed, Progress(), half=options.float16),
     )
 
 

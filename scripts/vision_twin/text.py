@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from graph import FLOAT, INT32, INT64, Graph, Weights
-from onnx import GraphProto, numpy_helper
+from onnx import GraphProto
 from shape import Shape
 
 _EPSILON = 1e-5
@@ -78,7 +78,7 @@ def _caches(
     for part, turn in (("cos", np.cos), ("sin", np.sin)):
         values = (turn(angles) * gain).astype(np.float32)
         out = f"{part}_cache_{name}"
-        branch.op("Constant", outputs=[out], value=numpy_helper.from_array(values))
+        branch.constant(values, out)
         branch.output(out, FLOAT, list(values.shape))
     return branch.proto()
 

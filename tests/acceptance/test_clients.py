@@ -183,6 +183,10 @@ def test_ask_that_loses_its_engine_keeps_what_it_has_printed(daemon: Daemon) -> 
         ("ask", "--temperature", "9", "x"),
         ("ask", " "),
         ("ask", "x", "--loud"),
+        *(("ask", "x", "--timeout", "0"), ("ask", "x", "--timeout", "inf")),
+        *(("fleet", "--wait", "-1"), ("fleet", "--wait", "0"), ("fleet", "--every", "nan")),
+        *(("fleet", "--every", "1e300"), ("doctor", "--wait", "-1")),
+        ("models", "fit", "--context", "0"),
         ("tell",),
         (),
     ],
@@ -193,6 +197,29 @@ def test_wrong_usage_is_told_and_ends_with_2(daemon: Daemon, arguments: tuple[st
     assert asked.returncode == 2
     assert asked.stdout == ""
     assert asked.stderr
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "x", ""])
+@pytest.mark.parametrize(
+    "command", ["run", "ask x", "fleet", "doctor", "broker", "config show", "quickstart"]
+)
+def test_a_port_that_is_none_is_told_with_what_is_one(command: str, port: str) -> None:
+    module = ["phid.quickstart"] if command == "quickstart" else ["phid", *command.split()]
+    done = subprocess.run(
+        [sys.executable, "-m", *module, f"--port={port}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "daemon")},
+        capture_output=True,
+        text=True,
+        timeout=20 * PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: argument --port: must be a port, 1 to 65535\n")
+
+
+def test_what_is_wrong_with_a_question_is_told_as_a_device_would(daemon: Daemon) -> None:
+    asked = phid(daemon.port, "ask", "x", "--temperature", "9")
+    assert asked.stderr == "phid ask: temperature: must be 2 or less\n"
 
 
 def test_ask_says_that_there_is_no_broker() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -146,7 +147,9 @@ def test_people_get_lines_with_what_mends(mosquitto: Mosquitto) -> None:
     assert ran.status == 1
     assert "ok    broker" in ran.out
     assert "bad   daemon" in ran.out
-    assert "-> phid run --device dut" in ran.out
+    where = f" --host 127.0.0.1 --port {mosquitto.port}"
+    assert f"-> phid run{where} --device dut" in ran.out
+    assert f"phid fleet{where} --once" in ran.out
 
 
 # The broker, and the daemon behind it.
@@ -159,6 +162,8 @@ def test_nothing_is_well_within_ten_seconds(tmp_path: Path) -> None:
         free_port(),
         engine__runtime="genai",
         engine__model="broken",
+        engine__frame_model="phi-3.5-vision",
+        engine__models='["away"]',
         engine__threads=1000,
         models_dir=tmp_path / "models",
         mqtt__password_file=tmp_path / "none",
@@ -166,7 +171,7 @@ def test_nothing_is_well_within_ten_seconds(tmp_path: Path) -> None:
     assert (ran.status, ran.json["verdict"]) == (1, "bad")
     verdicts = {c["name"]: c["verdict"] for c in ran.json["checks"]}
     assert [n for n, v in verdicts.items() if v == "bad"] == [
-        *("credentials", "broker", "daemon", "model", "engine")
+        *("credentials", "broker", "daemon", "model", "frame_model", "model away", "engine")
     ]
     assert verdicts["threads"] == "warn"
     mended(ran)
@@ -317,7 +322,10 @@ def test_a_paused_daemon(
     requester.ctl("pause")
     ran = doctor(mosquitto.port)
     assert (ran.status, ran.verdict("daemon")["verdict"]) == (0, "warn")
-    assert f"{BASE}/dut/in/ctl/resume" in ran.verdict("daemon")["mend"]
+    mend = ran.verdict("daemon")["mend"]
+    assert f"{BASE}/dut/in/ctl/resume" in mend
+    assert subprocess.run(shlex.split(mend), timeout=10 * PATIENCE, check=False).returncode == 0
+    until(lambda: doctor(mosquitto.port).verdict("daemon")["verdict"] == "ok", what="its end")
 
 
 @pytest.mark.mosquitto
@@ -361,7 +369,8 @@ def test_a_model_that_may_not_be_looked_at_is_a_finding(
     assert ran.status == 1, ran.err
     found = ran.verdict("model")
     assert found["says"].startswith(f"this user may not look at {state}")
-    assert (found["verdict"], found["mend"]) == ("bad", "sudo phid doctor")
+    again = f"sudo phid doctor --host 127.0.0.1 --port {mosquitto.port}"
+    assert (found["verdict"], found["mend"]) == ("bad", again)
     assert ran.verdict("broker")["verdict"] == "ok"
     mended(ran)
 

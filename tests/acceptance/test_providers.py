@@ -47,6 +47,7 @@ def openvino(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 @pytest.mark.timeout(900)
 def test_openvino_passes_is_chosen_and_runs_the_model_by_measure(openvino: dict[str, Any]) -> None:
     assert openvino["versions"]["onnxruntime-openvino"] == "1.24.1"
+    assert openvino["usable"] == ["openvino", "cpu"]
     first, warm = openvino["first start"], openvino["warm start"]
     report = first["reports"][0]
     assert (report["provider"], report["passed"]) == ("openvino", True), first["reports"]

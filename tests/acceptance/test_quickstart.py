@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from phid import demo
 from rig import ROOT, free_port, until, wait_for_port
 from wire import PATIENCE, Requester
 
@@ -107,6 +110,45 @@ def test_left_running_it_answers_until_it_is_told_to_stop(
     serving.send_signal(number)
     assert serving.wait(20 * PATIENCE) == 0
     until(lambda: not left_over(port), 5, "the end of all it started")
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["in the models folder", "brought along"])
+def test_left_running_it_looks_at_pictures(
+    environment: dict[str, str], models_dir: Path, tmp_path: Path, port: int, *, stored: bool
+) -> None:
+    models = tmp_path / "own" / "phid" / "models"
+    models.mkdir(parents=True)
+    (models / demo.NAME).symlink_to(models_dir / demo.NAME)
+    command = [*COMMAND, "--serve", "--port", str(port)]
+    if stored:
+        shutil.copytree(MODELS / "tiny-phi3v", models / "eyes")
+    else:
+        command += ["--picture-model", str(MODELS / "tiny-phi3v")]
+    process = subprocess.Popen(
+        command,
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path / "own")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        said = "".join(iter(process.stdout.readline, "ready\n"))
+        line = next(line for line in said.splitlines() if "--image" in line)
+        look = [part if part != "FILE" else str(MODELS / "scene.jpg") for part in shlex.split(line)]
+        done = subprocess.run(
+            [sys.executable, "-m", "phid", *look[1:]],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60 * PATIENCE,
+            check=False,
+        )
+        assert "a green triangle, a yellow square and a lit lamp" in done.stdout, done.stderr
+        assert f": {'eyes' if stored else 'tiny-phi3v'} on cpu" in done.stderr
+    finally:
+        process.terminate()
+        process.communicate(timeout=20 * PATIENCE)
 
 
 def test_a_port_that_is_taken_is_told_with_the_brokers_own_words(

@@ -35,17 +35,18 @@ def maker() -> Iterator[ModuleType]:
             sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("block", [32, 128])
-def test_a_small_twin_babbles(maker: ModuleType, tmp_path: Path, block: int) -> None:
+@pytest.mark.parametrize(("block", "half"), [(32, False), (128, False), (32, True)])
+def test_a_small_twin_babbles(maker: ModuleType, tmp_path: Path, block: int, half: bool) -> None:
     folder = tmp_path / "twin"
     shape = maker.Shape(layers=2, width=128, heads=4, inner=256, context=8192, short_context=512)
-    maker.make(folder, shape, block, 0, lambda _stage, _fraction: None)
+    maker.make(folder, shape, block, 0, lambda _stage, _fraction: None, half=half)
     assert list(soundness.faults(folder)) == []
     engine = EngineProcess()
     try:
         ready = engine.load(Load("genai", "twin", str(folder)))[-1]
         assert isinstance(ready, Ready)
         assert ready.facts.kind == "text"
+        assert ready.facts.kv_bytes_per_token == 2 * 2 * 128 * (2 if half else 4)
         end = engine.ask(Job("j", (Turn("user", "Hello"),), Sampling(max_tokens=8)))[-1]
         assert isinstance(end, Finished)
         assert (end.finish, end.usage.output_tokens) == (Finish.LENGTH, 8)
@@ -53,7 +54,7 @@ def test_a_small_twin_babbles(maker: ModuleType, tmp_path: Path, block: int) -> 
         engine.close()
     model = store.read(folder)
     assert model is not None
-    words = 32064 * 128 * 4
+    words = 32064 * 128 * (2 if half else 4)
     data = (folder / "model.onnx.data").stat().st_size
     assert fit.of_folder(model).read_bytes == pytest.approx(data - words, rel=0.01)
     assert graphs.read(folder / "model.onnx").external() == {"model.onnx.data": data}

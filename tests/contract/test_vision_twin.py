@@ -63,7 +63,12 @@ def twin(maker: ModuleType, small: Any, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def test_a_twin_takes_as_many_views_as_there_are(twin: Path) -> None:
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_a_twin_takes_as_many_views_as_there_are(
+    maker: ModuleType, small: Any, tmp_path: Path, half: bool
+) -> None:
+    twin = tmp_path / "twin"
+    maker.make(twin, small, 0, silent, half=half)
     engine = EngineProcess()
     try:
         ready = engine.load(Load("genai", "twin", str(twin)))[-1]

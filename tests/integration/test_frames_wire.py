@@ -182,7 +182,9 @@ JUNK = {
     "junk at its end": CODED + "!",
     "padding in its middle": CODED[:40] + "==" + CODED[40:],
     "too short": CODED[:-1] if CODED.endswith("=") else CODED[:-2],
-    "a data URL": "data:image/png;base64," + CODED,
+    "a data URL that is not base64": "data:image/png," + CODED,
+    "a data URL without bytes": "data:image/png;base64",
+    "a data URL with junk": "data:image/png;base64,!" + CODED,
     "another alphabet": CODED.replace("/", "_").replace("+", "-") + "-_-_",
     "no ASCII": "é" + CODED,
     "a NUL": CODED[:40] + "\0" + CODED[40:],
@@ -194,6 +196,18 @@ def test_base64_with_junk_is_told_where(asker: Requester, coded: str) -> None:
     images = [{"b64": CODED}, {"b64": coded}]
     error = send(asker, {"prompt": "x", "images": images}).json
     assert (error["code"], error["field"]) == ("bad_request", "images.1.b64")
+
+
+@pytest.mark.parametrize(
+    "head", ["data:image/png;base64,", "DATA:;BASE64,", "data:a/b;c=d;base64,"]
+)
+def test_a_data_url_is_taken_and_its_bytes_tell_the_type(asker: Requester, head: str) -> None:
+    request = {"id": uuid.uuid4().hex, "prompt": "x"}
+    result = send(asker, request | {"images": [{"b64": head + CODED}]}).json
+    assert result["usage"]["image_tokens"] == TOKENS
+    # It is the same request without that head: the digest is of the bytes.
+    again = send(asker, request | {"images": [{"b64": CODED}]}).json
+    assert (again["type"], again["duplicate"]) == ("result", True)
 
 
 @pytest.mark.parametrize("behind", [b"PK\3\4" + bytes(60), b"<script>1</script>", SOUND])

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from phid.health import KEYS
-from rig import Daemon, DaemonFactory, Mosquitto, child_pids, serving, until
+from rig import ROOT, Daemon, DaemonFactory, Mosquitto, child_pids, serving, until
 from wire import BASE, PATIENCE, Heard, Requester
 
 pytestmark = pytest.mark.mosquitto
@@ -27,6 +27,7 @@ STATUS = f"{BASE}/dut/out/status"
 INFO = f"{BASE}/dut/out/info"
 HEALTH = f"{BASE}/dut/out/health"
 EVENT = f"{BASE}/dut/out/event"
+TINY = ROOT / "tests" / "models" / "tiny-phi3v"
 LONG = '@script {"tokens": 4000, "token_ms": 20}'
 
 
@@ -99,6 +100,32 @@ def test_it_ends_without_a_broker_too(start_daemon: DaemonFactory, mosquitto: Mo
     assert daemon.stop(timeout=10) == 0
 
 
+def bring(models_dir: Path, name: str) -> None:
+    """`phid models import`, as somebody else's process does it."""
+    subprocess.run(
+        [sys.executable, "-m", "phid", "models", "import", str(TINY), "--name", name],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "daemon"), "PHID_MODELS_DIR": str(models_dir)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+
+
+def started(daemon: Daemon) -> int:
+    """How many processes there have been for a model."""
+    return len(daemon.logged("engine_started")) + len(daemon.logged("prover_started"))
+
+
+# So soon an engine that cannot load would be started again, and so often the numbers are told.
+EAGER = {"providers": "cpu", "engine__restart_max_s": 0.1, "health__interval_s": 1}
+
+
+def let_it_look(watcher: Requester) -> None:
+    """Until the numbers were told three times: it has looked for what is missing meanwhile."""
+    heard = len([h for h in watcher.heard if h.topic == HEALTH])
+    until(lambda: len([h for h in watcher.heard if h.topic == HEALTH]) >= heard + 3, what="numbers")
+
+
 def test_without_a_model_it_is_degraded_and_says_what_to_do(
     start_daemon: DaemonFactory, watcher: Requester
 ) -> None:
@@ -106,24 +133,70 @@ def test_without_a_model_it_is_degraded_and_says_what_to_do(
     status = watcher.status("degraded")
     assert "phid models pull NAME" in status["reason"]
     error = watcher.ask("anyone?")
-    assert (error["code"], error["status"]) == ("loading", 503)
+    assert (error["code"], error["status"]) == ("not_found", 404)
     assert "phid models pull NAME" in error["message"]
     assert watcher.ctl("ping")["data"]["state"] == "degraded"
 
 
-@pytest.mark.model
-def test_a_model_whose_folder_appears_later_is_loaded_then(
-    start_daemon: DaemonFactory, watcher: Requester, tmp_path: Path, models_dir: Path
+@pytest.mark.parametrize("named", ["", "eyes"])
+def test_a_model_that_is_not_there_is_not_loading_and_is_run_when_it_comes(
+    start_daemon: DaemonFactory, watcher: Requester, tmp_path: Path, named: str
 ) -> None:
-    name = "smollm2-135m-instruct"
-    start_daemon(wait=False, engine__runtime="genai", engine__model=name, engine__restart_max_s=0.5)
+    daemon = start_daemon(wait=False, engine__runtime="genai", engine__model=named, **EAGER)
+    watcher.listen(HEALTH)
     status = watcher.status("degraded")
-    assert name in status["reason"]
-    assert watcher.ask("anyone?")["code"] == "loading"
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / name).symlink_to(models_dir / name)
+    if named:
+        assert "not_found: there is no model eyes in " in status["reason"]
+        assert len(daemon.logged("model_not_found", model="eyes")) == 1
+    let_it_look(watcher)
+    for n in range(2):
+        error = watcher.ask("anyone?", id=f"early{n}")
+        assert (error["code"], error["status"]) == ("not_found", 404)
+        assert "retry_after_ms" not in error
+    assert started(daemon) == 0
+    assert len(daemon.logged("model_not_found")) == int(bool(named))
+    bring(tmp_path / "models", "eyes")
     watcher.status("online", 60)
-    assert watcher.ask("Say hello.", 60, max_tokens=4)["type"] == "result"
+    assert watcher.ask("Say hello.", 60, max_tokens=4)["model"] == "eyes"
+    assert started(daemon) == 1
+
+
+def test_a_model_that_is_not_there_takes_only_its_own_requests_with_it(
+    start_daemon: DaemonFactory, watcher: Requester, tmp_path: Path
+) -> None:
+    bring(tmp_path / "models", "eyes")
+    daemon = start_daemon(
+        engine__runtime="genai", engine__model="eyes", engine__models='["away"]', **EAGER
+    )
+    for n in range(2):
+        error = watcher.ask("anyone?", id=f"away{n}", model="away")
+        assert (error["code"], error["field"]) == ("not_found", "model")
+    assert watcher.ctl("ping")["data"]["state"] == "online"
+    assert watcher.ask("x", max_tokens=4)["model"] == "eyes"
+    bring(tmp_path / "models", "away")
+    assert watcher.ask("x", 60, id="there", model="away", max_tokens=4)["model"] == "away"
+    assert started(daemon) == 2
+
+
+def test_a_model_that_is_removed_is_missed_when_its_engine_ends_and_comes_back(
+    start_daemon: DaemonFactory, watcher: Requester, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    bring(models, "eyes")
+    daemon = start_daemon(engine__runtime="genai", engine__model="eyes", **EAGER)
+    watcher.listen(HEALTH)
+    (models / "eyes").rename(models / ".gone")
+    assert watcher.ask("It is in memory.", max_tokens=4)["type"] == "result"
+    os.kill(daemon.engine_pid, signal.SIGKILL)
+    until(lambda: daemon.logged("model_not_found"), what="the loss")
+    until(lambda: not child_pids(daemon.process.pid), what="the end of its engine")  # type: ignore[union-attr]
+    assert watcher.ask("anyone?")["code"] == "not_found"
+    tried = started(daemon)
+    assert tried == 2
+    let_it_look(watcher)
+    assert started(daemon) == tried
+    (models / ".gone").rename(models / "eyes")
+    until(lambda: watcher.ask("again?", 60, max_tokens=4)["type"] == "result", 60, "its return")
 
 
 def test_an_engine_that_dies_while_it_loads_is_degraded_and_not_waited_for(

@@ -65,6 +65,18 @@ def test_whatever_becomes_of_a_trial_is_an_answer(fault: str, died: str, limit_s
     assert time.monotonic() - began < 30  # a hang is one for ever
 
 
+def test_who_has_no_model_yet_is_told_where_it_could_run(
+    qnn_installed: None, tmp_path: Path
+) -> None:
+    wanted = Wanted(("auto",), memory=tmp_path / "p.json")
+    stages: list[str] = []
+    found = prover.usable(
+        Load("genai", "", ""), wanted, lambda loading: stages.append(loading.stage)
+    )
+    assert found == ("cpu",)
+    assert stages == []  # QNN's NPU takes no small model, and of the others nothing is installed
+
+
 @pytest.mark.measures
 def test_a_provider_that_is_absent_is_known_to_be_within_three_seconds(
     qnn_installed: None, tmp_path: Path
@@ -348,7 +360,7 @@ def test_a_provider_that_is_not_there_is_told_everywhere(
         ("cuda", False),
         ("cpu", True),
     ]
-    assert "pip install onnxruntime-gpu" in found["report"][0]["mend"]
+    assert 'pip install "onnxruntime-gpu[cuda,cudnn]"' in found["report"][0]["mend"]
     health = requester.wait(lambda h: h.topic == HEALTH and "placement_pct_cpu" in h.json).json
     assert health["placement_pct_cpu"] == 100
     assert requester.ask("1", max_tokens=2)["provider"] == "cpu"

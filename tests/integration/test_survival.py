@@ -9,6 +9,8 @@ import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 
 from integration.test_frames_wire import SOUND, digits, png
 from integration.test_laws import deltas, script, wait_for_deltas, words
-from rig import Daemon, DaemonFactory, Mosquitto, until
+from rig import Daemon, DaemonFactory, Mosquitto, bound, locked, until
 from wire import BASE, Requester
 
 pytestmark = pytest.mark.mosquitto
@@ -354,6 +356,35 @@ def test_a_journal_that_cannot_be_used_is_set_aside_and_said(
     assert len(daemon.logged("journal_set_aside")) == 1
 
 
+def test_requests_whose_times_are_damaged_are_answered_and_not_kept_for_ever(
+    start_daemon: DaemonFactory, lasting: Requester, tmp_path: Path
+) -> None:
+    daemon = start_daemon(limits__dedupe_s=2)
+    assert lasting.ask("hello", id="ended")["text"] == "hello"
+    lasting.request({"prompt": HOUR_LONG, "id": "runs"})
+    times = ["9e307", "-9e999", "'soon'", "0"]
+    for n in range(len(times)):
+        lasting.request({"prompt": "next", "id": f"q{n}"})
+    lasting.request({"prompt": "sound", "id": "sound"})
+    accepted(lasting)
+    daemon.stop(signal.SIGKILL)
+    with contextlib.closing(sqlite3.connect(journal(tmp_path), isolation_level=None)) as database:
+        for n, ts in enumerate(times):
+            column = ("accepted_ts", "deadline_ts")[n % 2]
+            database.execute(f"UPDATE requests SET {column} = {ts} WHERE id = 'q{n}'")
+        database.execute("UPDATE requests SET deadline_ts = 9e999, told = 1 WHERE id = 'ended'")
+    daemon.start()
+    lasting.cancel("runs")
+    for n in range(len(times)):
+        assert lasting.outcome(f"q{n}")["code"] == "internal"
+    assert lasting.outcome("sound")["text"] == "sound"
+    assert len(daemon.logged("times_unreadable", level="error")) == len(times) + 1
+    until(
+        lambda: {i for (i,) in rows(tmp_path, "SELECT id FROM requests")} == {"runs", "sound"},
+        what="the end of the others' rows",
+    )
+
+
 def test_a_journal_of_a_later_version_is_refused_clearly(
     start_daemon: DaemonFactory, requester: Requester, tmp_path: Path
 ) -> None:
@@ -369,6 +400,56 @@ def test_a_journal_of_a_later_version_is_refused_clearly(
     assert daemon.process.returncode == 78
     assert "written by a later version of phid" in daemon.log
     assert journal(tmp_path).read_bytes() == before
+
+
+@contextlib.contextmanager
+def held_by_another(path: Path) -> Iterator[None]:
+    """Another process has the file locked in this block."""
+    program = (
+        "import sqlite3, sys; file = sqlite3.connect(sys.argv[1]);"
+        "file.execute('PRAGMA locking_mode=EXCLUSIVE'); file.execute('BEGIN EXCLUSIVE');"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        yield
+        other.communicate()
+
+
+@pytest.mark.parametrize("away", [held_by_another, locked], ids=["locked", "unreadable"])
+def test_a_journal_that_can_be_opened_late_is_taken_over_then(
+    start_daemon: DaemonFactory, lasting: Requester, tmp_path: Path, away: Any
+) -> None:
+    without_rights = [*bound(), sys.executable, "-m", "phid", "run"]
+    daemon = start_daemon()
+    lasting.listen(f"{BASE}/dut/out/status")
+    assert lasting.ask("hello", id="told")["text"] == "hello"
+    with daemon.engine_held():
+        for n in range(3):
+            lasting.request({"prompt": f"answer {n}", "id": f"q{n}"})
+        accepted(lasting)
+        daemon.stop(signal.SIGKILL)
+    with away(journal(tmp_path)):
+        daemon.start(without_rights)
+        lasting.wait(lambda h: h.json.get("state") == "degraded")
+        lasting.request({"prompt": "no promise", "id": "zero"}, qos=0)
+        assert lasting.outcome("zero")["text"] == "no promise"
+        assert lasting.ask("not now")["code"] == "busy"
+    for n in range(3):
+        assert lasting.outcome(f"q{n}")["text"] == f"answer {n}"
+    lasting.online()
+    assert lasting.ask("new", id="new")["text"] == "new"
+    lasting.request({"prompt": "hello", "id": "told"}, correlation=b"again")
+    again = lasting.wait(lambda h: h.correlation == b"again").json
+    assert (again["text"], again["duplicate"]) == ("hello", True)
+    assert daemon.stop() == 0
+    daemon.start()
+    assert lasting.ask("afterwards")["text"] == "afterwards"
+    for request_id in ("q0", "q1", "q2", "new"):
+        assert len(lasting.outcomes(request_id)) == runs(daemon, request_id) == 1
+    assert daemon.logged("journal_set_aside") == []
 
 
 def test_a_disk_that_takes_no_more_refuses_new_requests_and_finishes_the_old(

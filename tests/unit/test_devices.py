@@ -102,3 +102,10 @@ def test_without_a_driver_there_is_no_gpu() -> None:
     absent = devices.cuda_absent(load)
     assert absent is not None
     assert "no NVIDIA driver" in absent.says
+
+
+def test_a_card_has_memory_of_its_own_and_a_jetson_has_not(tmp_path: Path) -> None:
+    assert devices.has_own_memory("cuda", tmp_path)
+    assert not devices.has_own_memory("cpu", tmp_path)
+    orin = board(tmp_path, TEGRA, "NVIDIA Jetson Orin Nano Developer Kit")
+    assert not devices.has_own_memory("cuda", orin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,10 @@ from phid.doctor import Asked
 from phid.jobs import Load
 from phid.settings import Settings
 from phid.whereabouts import Whereabouts
+from rig import ROOT
 from weighty import weighty_graph
+
+TINY = ROOT / "tests" / "models" / "tiny-phi3v"
 
 
 @pytest.mark.parametrize(
@@ -131,6 +135,67 @@ def test_a_model_of_lfs_pointers_is_bad(tmp_path: Path) -> None:
     found = verdict_of(folder_with(tmp_path / "m", model__onnx=pointer))
     assert found.verdict == "bad"
     assert "LFS" in found.says
+
+
+def others(models_dir: Path, **engine: object) -> dict[str, tuple[str, str, str | None]]:
+    """What is found of the models beside the default."""
+    settings = Settings(device="dut", models_dir=models_dir, engine=engine)  # type: ignore[arg-type]
+    found = doctor._other_models(settings)
+    return {v.name: (v.verdict, v.says, v.mend) for v in found}
+
+
+def test_the_model_for_frames_must_be_there_whole_and_of_its_kind(tmp_path: Path) -> None:
+    folder_with(tmp_path / "words")
+    assert others(tmp_path, model="words") == {}
+    (found,) = others(tmp_path, model="words", frame_model="words").values()
+    assert found == (
+        "bad",
+        "words is a text model, and does not look at pictures",
+        "phid models fit --kind vision",
+    )
+    (found,) = others(tmp_path, model="words", frame_model="phi-3.5-vision").values()
+    assert (found[0], found[2]) == ("bad", "phid models pull phi-3.5-vision")
+    assert found[1].startswith("phi-3.5-vision: there is no genai_config.json in")
+    shutil.copytree(TINY, tmp_path / "eyes")
+    (found,) = others(tmp_path, model="words", frame_model="words").values()
+    assert found[2] == 'engine.frame_model = "eyes"'
+    (found,) = others(tmp_path, model="words", frame_model="eyes").values()
+    assert found[0] == "ok"
+    assert "phi3v, vision, " in found[1]
+    (tmp_path / "eyes" / "vision.onnx").unlink()
+    (found,) = others(tmp_path, model="words", frame_model="eyes").values()
+    assert found == (
+        "bad",
+        "eyes: vision.onnx is missing",
+        "phid models rm eyes && phid models import FOLDER --name eyes",
+    )
+
+
+def test_each_other_model_is_looked_at_once(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        folder_with(tmp_path / name)
+    (tmp_path / "two" / "tokenizer.json").unlink()
+    found = others(
+        tmp_path,
+        model="one",
+        models=("one", "two", "phi-3.5-moe"),
+        pinned=("two", "three", str(tmp_path / "away" / "four")),
+    )
+    assert {name: verdict for name, (verdict, *_) in found.items()} == {
+        "model two": "bad",
+        "model phi-3.5-moe": "bad",
+        "model three": "ok",
+        f"model {tmp_path}/away/four": "bad",
+    }
+    assert found["model phi-3.5-moe"][2] == "phid models import FOLDER --name phi-3.5-moe"
+    assert all(mend for verdict, _, mend in found.values() if verdict == "bad")
+
+
+def test_the_model_that_is_chosen_for_frames_is_looked_at_too(tmp_path: Path) -> None:
+    folder_with(tmp_path / "words")
+    assert others(tmp_path) == {}
+    shutil.copytree(TINY, tmp_path / "eyes")
+    assert others(tmp_path)["frame_model"][1].startswith("eyes: phi3v, vision")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b'{"model": 1}', b"{" * 10_000])

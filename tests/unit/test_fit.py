@@ -55,7 +55,7 @@ def test_without_a_measurement_only_memory_counts() -> None:
 def test_what_cannot_run_says_why() -> None:
     assert judged("phi-3-small-8k-cuda", PI).refusal == "needs cuda; here: cpu"
     assert "takes 12.1 GB of memory; 7.4 can be spared" in judged("phi-3-medium-4k", PI).refusal
-    assert "no build to pull" in judged("phi-3.5-moe", SERVER).refusal
+    assert "nobody offers a build" in judged("phi-3.5-moe", SERVER).refusal
     assert "pictures in another form" in judged("phi-4-multimodal-gpu", SERVER).refusal
 
 

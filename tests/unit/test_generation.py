@@ -250,10 +250,21 @@ def test_no_failure_quotes_the_prompt() -> None:
     assert event.message == "TypeError"
 
 
-def test_an_allocation_that_failed_is_no_memory() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 9",
+        # On a card with little left.
+        "Could not allocate the key-value cache buffer of shape: [batch_size (1), ...",
+        "CUDA failure 2: out of memory ; GPU=0",
+    ],
+)
+def test_an_allocation_that_failed_is_no_memory(words: str) -> None:
     assert describe(MemoryError(), quote=True)[0] is Code.NO_MEMORY
-    words = "[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 9"
     assert describe(RuntimeError(words), quote=False)[0] is Code.NO_MEMORY
+
+
+def test_what_a_runtime_says_is_its_first_line() -> None:
     assert describe(RuntimeError("two\nlines"), quote=True) == (
         Code.INTERNAL,
         "RuntimeError: two",

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from installer.acts import Acts, Failed, answer
 from installer.installation import uninstall
 from installer.layout import Layout
 from rig import ROOT
+
+LOCKS = ROOT / "scripts" / "lock"
 
 
 @pytest.fixture
@@ -607,3 +610,89 @@ def test_there_must_be_something_to_upgrade(tmp_path: Path) -> None:
     done = install("--dry-run", "--upgrade", "--root", tmp_path)
     assert done.returncode == 1
     assert "there is nothing to upgrade" in done.stderr
+
+
+# Packages for accelerators.
+
+
+def test_cudas_packages_take_the_place_of_the_cpus(
+    acts: Acts, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(
+        Acts, "run", lambda _acts, *argv, **_how: ran.append(" ".join(map(str, argv)))
+    )
+    monkeypatch.setattr(venvs, "_make", lambda *_: ("pip",))
+    monkeypatch.setattr(venvs, "_check_room", lambda *_: None)
+    venvs.build(acts, layout, ["cuda", "hub"], tmp_path)
+    first, gone, second, ours = ran
+    assert "lock/run.txt" in first
+    assert "lock/hub.txt" in first
+    assert "cuda.txt" not in first
+    assert gone.endswith("--yes onnxruntime onnxruntime-genai")
+    assert "--no-deps" in second
+    assert "--require-hashes" in second
+    assert second.endswith("-r " + str(layout.checkout / "scripts/lock/cuda.txt"))
+    assert ours.endswith(str(layout.checkout))
+
+
+def test_what_takes_a_place_is_locked_with_all_that_it_needs() -> None:
+    locked = {
+        name: set(re.findall(r"^([\w-]+)==", (LOCKS / f"{name}.txt").read_text(), re.MULTILINE))
+        for name in ("run", "cuda", "qnn", "openvino")
+    }
+    brought = locked["cuda"] - locked["run"]
+    assert {"onnxruntime-gpu", "onnxruntime-genai-cuda"} <= brought
+    assert all(name.startswith(("onnxruntime-", "nvidia-")) for name in brought)
+    assert not locked["cuda"] & set(venvs._CPUS)
+    assert locked["qnn"] > locked["run"]
+    assert locked["openvino"] > locked["run"]
+
+
+def test_the_common_packages_of_all_locks_are_the_same() -> None:
+    versions: dict[str, set[str]] = {}
+    for name in ("run", "hub", "cuda", "qnn", "openvino"):
+        for line in re.findall(
+            r"^(\S+==[^\\\n]+)", (LOCKS / f"{name}.txt").read_text(), re.MULTILINE
+        ):
+            package, _, version = line.partition("==")
+            marker = version.partition(";")[2]
+            versions.setdefault(f"{package};{marker}", set()).add(version)
+    assert {key: found for key, found in versions.items() if len(found) > 1} == {}
+
+
+def test_a_provider_stays_until_another_is_asked_for(
+    acts: Acts, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[list[str]] = []
+    monkeypatch.setattr(
+        venvs, "build", lambda _acts, layout, extras, _house: built.append(extras) or layout.venvs
+    )
+    folder = layout.venvs / "one"
+    folder.mkdir(parents=True)
+    (folder / ".whole").write_text("cuda hub")
+    venvs.switch(acts, layout, folder)
+    for provider in (None, "openvino", "cuda", "cpu"):
+        installation._environment(acts, layout, installation.Wishes("none", provider))
+    assert built == [["cuda", "hub"], ["hub", "openvino"], ["cuda", "hub"], ["hub"]]
+
+
+def test_a_jetson_is_not_given_packages_without_code_for_it(tmp_path: Path) -> None:
+    hardware.check("cuda", tmp_path)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").touch()
+    hardware.check("cpu", tmp_path)
+    with pytest.raises(Failed, match="Jetson"):
+        hardware.check("cuda", tmp_path)
+
+
+def test_a_card_that_is_not_used_is_told_of(tmp_path: Path) -> None:
+    cpus = frozenset({"cpu"})
+    assert hardware.hint(cpus, tmp_path) is None
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    told = hardware.hint(cpus, tmp_path)
+    assert told is not None
+    assert "--provider cuda" in told
+    assert hardware.hint(frozenset({"cpu", "cuda"}), tmp_path) is None
+    assert hardware.hint(frozenset(), tmp_path) is None

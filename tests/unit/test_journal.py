@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import shutil
 import sqlite3
+import struct
+import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -58,7 +61,7 @@ def accepted(number: int, payload: bytes = b"{}", **fields: object) -> Accepted:
 
 
 class Book:
-    """A journal and what it has said."""
+    """A journal and what it has said; `left` is what it had when it was read."""
 
     def __init__(self, path: Path, max_bytes: int = 64 * MIB) -> None:
         self.said: queue.SimpleQueue[JournalEvent] = queue.SimpleQueue()
@@ -71,7 +74,12 @@ class Book:
             self.journal.write(entry)
         said: list[JournalEvent] = []
         while _count(said) < len(entries):
-            said.append(self.said.get(timeout=60))
+            event = self.said.get(timeout=60)
+            if isinstance(event, Left):
+                assert self.left is None, "it is read once"
+                self.left = event
+            else:
+                said.append(event)
         return said
 
 
@@ -87,6 +95,7 @@ def path(tmp_path: Path) -> Path:
 def again(path: Path) -> Left:
     book = Book(path)
     book.journal.stop()
+    assert book.left is not None
     return book.left
 
 
@@ -133,7 +142,7 @@ def test_an_outcome_with_a_flipped_bit_damages_its_request_alone(path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "what", ["client = CAST(x'63ff' AS TEXT)", "deadline_ts = 'soon'", "correlation = 'text'"]
+    "what", ["client = CAST(x'63ff' AS TEXT)", "digest = x'ff'", "correlation = 'text'"]
 )
 def test_a_request_that_cannot_be_named_any_more_sets_the_file_aside(path: Path, what: str) -> None:
     book = Book(path)
@@ -145,6 +154,32 @@ def test_a_request_that_cannot_be_named_any_more_sets_the_file_aside(path: Path,
     assert isinstance(book.write(accepted(1))[0], Written), "a new one is begun"
     book.journal.stop()
     assert len(list(path.parent.glob("*.bad"))) == 1
+
+
+def test_a_time_that_is_none_any_more_stays_with_its_request(path: Path) -> None:
+    book = Book(path)
+    was = 1234567.890625
+    book.write(accepted(1, accepted_ts=was), accepted(2), accepted(3), accepted(4))
+    book.write(Ended(3, "{}", 1.0), PartKept("c", "r2", 0, b"x", 1.0))
+    book.journal.stop()
+    damage(path, "UPDATE requests SET deadline_ts = 'soon' WHERE number = 2")
+    damage(path, "UPDATE requests SET ended_ts = 'then' WHERE number = 3")
+    damage(path, "UPDATE pictures SET ts = 'now'")
+    flipped = path.read_bytes().replace(struct.pack(">d", was), struct.pack(">d", math.nan))
+    path.write_bytes(flipped)
+    book = Book(path)
+    assert isinstance(book.write(Stepped(10.0))[0], Written), "the clock may still be set"
+    book.journal.stop()
+    times = [(r.accepted.accepted_ts, r.accepted.deadline_ts, r.ended_ts) for r in book.left.rows]
+    told = [tuple(None if math.isnan(ts) else ts for ts in row) for row in times]
+    assert told == [
+        (None, 2000.0, 0.0),
+        (1002.0, None, 0.0),
+        (1003.0, 2000.0, None),
+        (1004.0, 2000.0, 0.0),
+    ]
+    assert [part.data for part in book.left.parts] == [b"x"]
+    assert again(path).rows[3].accepted.accepted_ts == 1014.0
 
 
 def test_an_outcome_takes_the_place_of_what_was_asked(path: Path) -> None:
@@ -256,16 +291,54 @@ def test_a_second_daemon_does_not_write_the_same_file(path: Path) -> None:
     book.journal.stop()
     assert isinstance(second.write(Tried())[0], Written)
     assert second.journal.failing is None
+    assert second.left is not None, "what the other has left there"
+    assert [row.accepted.number for row in second.left.rows] == [1]
+    second.write(accepted(2))
+    second.journal.stop()
+    assert [row.accepted.number for row in again(path).rows] == [1, 2]
+
+
+def test_a_file_that_is_locked_is_waited_for_once_for_all_that_is_to_be_written(
+    path: Path,
+) -> None:
+    book = Book(path)
+    second = Book(path)
+    began = time.monotonic()
+    said = second.write(*(Tried() for _ in range(20)))
+    assert all(isinstance(event, NotWritten) for event in said)
+    assert time.monotonic() - began < 10
+    book.journal.stop()
+
+
+def test_a_file_of_a_later_version_that_comes_late_is_left_alone_and_not_written(
+    path: Path,
+) -> None:
+    Book(path).journal.stop()
+    damage(path, f"PRAGMA user_version={SCHEMA + 1}")
+    before = path.read_bytes()
+    path.rename(path.with_name("away"))
+    path.mkdir()
+    book = Book(path)
+    path.rmdir()
+    path.with_name("away").rename(path)
+    (said,) = book.write(Tried())
+    assert isinstance(said, NotWritten)
+    assert "later version" in said.reason
+    assert path.read_bytes() == before
+    path.unlink()
+    assert isinstance(book.write(Tried())[0], Written), "it is looked for again"
+    book.journal.stop()
 
 
 def test_a_folder_that_comes_later_is_found(path: Path) -> None:
     path.parent.parent.mkdir(exist_ok=True)
     path.parent.write_text("a file where a folder should be")
     book = Book(path)
-    assert book.left == Left()
+    assert book.left is None
     assert isinstance(book.write(accepted(1))[0], NotWritten)
     path.parent.unlink()
     assert isinstance(book.write(accepted(1))[0], Written)
+    assert book.left == Left()
 
 
 @pytest.mark.parametrize(

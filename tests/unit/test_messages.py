@@ -56,6 +56,55 @@ def test_a_request_is_decoded_or_refused_and_never_more(payload: bytes) -> None:
         json.loads(json.dumps(decoded.tags, allow_nan=False))
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"stop": 5}, 'stop: must be an array, not a number: such as ["\\n","END"]'),
+        ({"stop": "END"}, 'stop: must be an array, not text: such as ["\\n","END"]'),
+        ({"stop": [None]}, "stop.0: must be text, not null"),
+        ({"stop": [""]}, "stop.0: must have at least 1 characters"),
+        ({"stop": ["x"] * 9}, "stop: must have at most 8 items"),
+        ({"temperature": "hot"}, "temperature: must be a number, not text"),
+        ({"temperature": 3}, "temperature: must be 2 or less"),
+        ({"top_p": 0}, "top_p: must be more than 0"),
+        ({"top_k": 1.5}, "top_k: must be a whole number, not a fraction"),
+        ({"max_tokens": 0}, "max_tokens: must be 1 or more"),
+        ({"seed": True}, "seed: must be a whole number, not true or false"),
+        ({"stream": True}, "stream: must be 'none' or 'delta'"),
+        ({"format": "json"}, "unknown field 'format': here it is response_format"),
+        (
+            {"response_format": "json"},
+            'response_format: must be an object, not text: such as {"type":"json_object"}',
+        ),
+        ({"prompt": {}}, "prompt: must be text, not an object"),
+        (
+            {"images": "x"},
+            'images: must be an array, not text: such as [{"b64":"..."}]',
+        ),
+        (
+            {"tools": []},
+            "unknown field 'tools': answers are text, or JSON by response_format, in this version",
+        ),
+        ({"stream_options": {}}, "unknown field 'stream_options': every result has its usage"),
+        ({"max_new_tokens": 5}, "unknown field 'max_new_tokens': here it is max_tokens"),
+        (
+            {"images": [{"url": "http://x/"}]},
+            "unknown field 'images.0.url': nothing is fetched: " + requests._PICTURE,
+        ),
+        ({"nonsense": 1}, "unknown field 'nonsense'"),
+    ],
+)
+def test_a_mistake_is_told_with_what_is_taken(fields: dict[str, Any], says: str) -> None:
+    failure = decode(json.dumps({"prompt": "x"} | fields).encode())
+    assert isinstance(failure, Failure)
+    assert failure.message == says
+
+
+def test_a_property_that_is_no_number_is_told_so() -> None:
+    with pytest.raises(Refused, match=r"^temperature: must be a number$"):
+        requests.decode_properties((("prompt", "x"), ("temperature", "hot")))
+
+
 @settings(max_examples=200)
 @given(payloads)
 def test_cancels_and_commands_are_decoded_or_refused(payload: bytes) -> None:

@@ -52,12 +52,30 @@ def test_what_is_taken_or_comes_again_is_counted_off() -> None:
 def test_parts_whose_request_has_come_wait_as_long_as_that() -> None:
     parts = Parts(limit_bytes=1000, keep_s=30)
     parts.add(("c", "r"), 0, b"x", 0.0, kept=True)
-    parts.wait_on(("c", "r"), 25.0)
+    parts.wait_on(("c", "r"))
     parts.add(("c", "r"), 1, b"y", 32.0, kept=True)
-    parts.prune(54.0)
+    parts.add(("c", "stray"), 0, b"z", 32.0, kept=True)
+    parts.prune(1000.0)
     assert parts.missing(("c", "r"), frozenset({0, 1})) == ()
-    parts.prune(55.0)
+    assert parts.dropped == 1
+    assert len(parts.take(("c", "r"))) == 2
+    parts.add(("c", "r"), 0, b"of another one of its name", 1000.0, kept=True)
+    parts.prune(1030.0)
     assert parts.dropped == 2
+
+
+def test_parts_that_no_request_waits_for_go_first() -> None:
+    parts = Parts(limit_bytes=1000, keep_s=30)
+    parts.add(("c", "r"), 0, bytes(400), 0.0, kept=True)
+    parts.wait_on(("c", "r"))
+    for n in range(3):
+        parts.add(("c", f"stray{n}"), 0, bytes(400), 1.0, kept=True)
+    assert list(parts._kept) == [("c", "r"), ("c", "stray2")]
+    parts.add(("c", "r"), 1, bytes(700), 2.0, kept=True)
+    assert parts._kept == {}, "of what does not fit at all nothing stays"
+    parts.add(("c", "r"), 0, b"again", 3.0, kept=True)
+    parts.prune(1000.0)
+    assert parts.missing(("c", "r"), frozenset({0, 1})) == (1,)
 
 
 def test_of_parts_that_were_accepted_with_their_request_none_is_dropped_for_room() -> None:

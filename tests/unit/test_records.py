@@ -14,13 +14,26 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pictures
 from phid.crew import Crew
 from phid.desk import Desk
-from phid.entries import Accepted, AskedAgain, Ended, Entry, JournalEvent, Marked, Told
+from phid.entries import (
+    Accepted,
+    AskedAgain,
+    Ended,
+    Entry,
+    JournalEvent,
+    Left,
+    Marked,
+    PartKept,
+    Told,
+    Tried,
+    Written,
+)
 from phid.gallery import Gallery, Rules
 from phid.health import Health
 from phid.intake import Intake, PartArrived, RequestArrived
@@ -31,6 +44,7 @@ from phid.outbox import Outbox
 from phid.records import Records
 from phid.settings import Settings
 from phid.traffic import Decision, Inbound, Sent
+from phid.wallclock import WallClock
 from phid.worker import Worker
 from unit.test_outbox import Recorder, connected
 
@@ -97,7 +111,8 @@ class Owner:
             *(SETTINGS, crew, self.outbox, Health(folder), lambda _: None),
             *(gallery.picture, self.records),
         )
-        self.desk.recover(left, INTAKE, self.now, time.time())
+        if left is not None:
+            self.desk.recover(left, INTAKE, self.now, time.time())
 
     def take(
         self,
@@ -119,22 +134,22 @@ class Owner:
         assert isinstance(arrived, RequestArrived)
         written = bool(qos) if written is None else written
         assert self.desk.take(arrived, self.now, decided) == written
-        self._end_turn()
+        self.end_turn()
         return decided
 
-    def take_part(self, n: int = 0) -> None:
+    def take_part(self, n: int = 0, of: str = "r") -> None:
         """A picture of it arrives apart, at QoS 1."""
-        topic = SETTINGS.topics.part("c", "r", n)
+        topic = SETTINGS.topics.part("c", of, n)
         arrived = INTAKE.read(Inbound(topic, PICTURE, qos=1, retain=False, dup=False))
         assert isinstance(arrived, PartArrived)
         assert self.desk.take_part(arrived, self.now, Decision())
-        self._end_turn()
+        self.end_turn()
 
     def say(self, event: Started | Tokens | Finished) -> None:
         """The engine says this; a second goes by, so that a delta is due whenever there is one."""
         self.now += 1.0
         self.desk.engine_said(event, self.now)
-        self._end_turn()
+        self.end_turn()
 
     def stream(self, count: int) -> None:
         """So many tokens, each told by itself."""
@@ -156,9 +171,36 @@ class Owner:
             self.begin()
         entries, self._begun = self._begun or [], None
         self.disk.let.release()
-        self.desk.written(self.disk.said.get(timeout=60), self.now)
-        self._end_turn()
+        said = self.disk.said.get(timeout=60)
+        assert not isinstance(said, Left)
+        self.desk.written(said, self.now)
+        self.end_turn()
         return [type(entry) for entry in entries]
+
+    def read_late(self) -> None:
+        """The file can be opened at last: what it has is taken over."""
+        left = self.hear_late()
+        self.desk.recover(left, INTAKE, self.now, time.time())
+        self.end_turn()
+
+    def hear_late(self) -> Left:
+        """The file can be opened at last: what the owner is to take over."""
+        self.begin()
+        self._begun = None
+        self.disk.let.release()
+        left = self.disk.said.get(timeout=60)
+        assert isinstance(left, Left)
+        written = self.disk.said.get(timeout=60)
+        assert isinstance(written, Written)
+        self.desk.written(written, self.now)
+        return left
+
+    def commit_until(self, last: type[Entry]) -> list[type[Entry]]:
+        """What was written up to one of this kind, but for what tells nobody anything."""
+        kinds: list[type[Entry]] = []
+        while last not in kinds:
+            kinds += [kind for kind in self.commit() if kind not in (Tried, Told)]
+        return kinds
 
     @property
     def job_id(self) -> str:
@@ -187,7 +229,7 @@ class Owner:
         """What was published of the request, in order."""
         return [str(p["payload"]["type"]) for p in self.link.published]
 
-    def _end_turn(self) -> None:
+    def end_turn(self) -> None:
         for mid in range(1, len(self.link.published) + 1) if self.acknowledges else ():
             self.outbox.sent(Sent(self.link.session, mid))
         self.desk.tick(self.now)
@@ -352,6 +394,26 @@ def test_what_is_kept_late_is_kept_with_the_pictures_that_it_has(
     assert owner.restarted().engine.job.images == (Image(PICTURE),)
 
 
+def test_what_is_kept_late_has_no_more_time_than_it_asked_for(owner: Owner) -> None:
+    owner.take("x", qos=0, deadline_ms=60_000)
+    owner.now += 40
+    owner.take("x", deadline_ms=60_000)
+    owner.commit()
+    (ticket,) = owner.restarted().desk.ledger.open_tickets
+    assert (ticket.arrived, ticket.deadline) == pytest.approx((-40, 20), abs=2)
+
+
+def test_a_reload_takes_no_part_from_a_request_that_waits_for_the_rest(owner: Owner) -> None:
+    owner.take_part(0)
+    owner.take("x", images=[{"part": 0}, {"part": 1}, {"part": 2}])
+    vision = SETTINGS.vision.model_copy(update={"parts_s": 1.0})
+    owner.desk.configure(SETTINGS.model_copy(update={"vision": vision}))
+    for n in (1, 2):
+        owner.now += 10
+        owner.take_part(n)
+    assert owner.engine.job.images == (Image(PICTURE),) * 3
+
+
 def test_everybody_who_asked_hears_that_it_cannot_be_kept(owner: Owner) -> None:
     owner.take("x", qos=0)
     owner.disk.refuses = Accepted
@@ -382,3 +444,182 @@ def test_the_ways_back_of_those_who_asked_again_are_kept_until_it_is_on_its_way(
     owner.commit()
     assert owner.told == ["result", "result"]
     assert ticket.late_addresses == []
+
+
+# A file that cannot be opened at the start, and can be later.
+
+
+@contextlib.contextmanager
+def away(folder: Path) -> Iterator[None]:
+    """The file is not to be had in this block."""
+    path, elsewhere = folder / "journal.db", folder / "elsewhere"
+    path.rename(elsewhere)
+    path.mkdir()
+    try:
+        yield
+    finally:
+        path.rmdir()
+        elsewhere.rename(path)
+
+
+def waiting(owner: Owner) -> list[str]:
+    return [ticket.id for ticket in owner.desk.backlog]
+
+
+def numbers(folder: Path) -> list[tuple[int, str, bool]]:
+    """The requests on the disk, and whether they have ended."""
+    with contextlib.closing(sqlite3.connect(folder / "journal.db")) as database:
+        return list(
+            database.execute("SELECT number, id, outcome IS NOT NULL FROM requests ORDER BY number")
+        )
+
+
+STREAM: dict[str, Any] = {"prompt": "y" * LONG, "id": "s", "stream": "delta"}
+
+
+@pytest.fixture
+def late(owner: Owner) -> Iterator[Owner]:
+    """One that starts without its file, which has t, that has ended, s, r and a part each of r, p.
+
+    The engine has m meanwhile.
+    """
+    owner.acknowledges = False
+    owner.take("z", id="t")
+    owner.finish("of t", 1)
+    owner.take_part()
+    owner.take_part(of="p")
+    owner.take("x", images=[{"part": 0}, {"part": 1}])
+    owner.take(**STREAM)
+    owner.stop()
+    with away(owner.folder):
+        late = Owner(owner.folder)
+        late.take("first of all", qos=0, id="m")
+    yield late
+    late.stop()
+
+
+def texts(owner: Owner) -> list[tuple[str, str, bool]]:
+    """The results so far: to which address, what, and whether it says that it is a duplicate."""
+    return [
+        (p["topic"].rpartition("/")[2], p["payload"]["text"], p["payload"].get("duplicate", False))
+        for p in owner.link.published
+        if p["payload"]["type"] == "result"
+    ]
+
+
+def test_a_file_that_is_read_late_is_taken_over_behind_what_was_taken_meanwhile(
+    late: Owner,
+) -> None:
+    late.take("second", qos=0, id="n")
+    late.take("refused", id="busy", written=False)
+    assert late.told == ["error"]
+    assert "journal.db" in late.link.published[0]["payload"]["message"]
+    late.read_late()
+    assert waiting(late) == ["n", "s"]
+    assert texts(late) == [("rx", "of t", True)]
+    late.take_part(1)
+    assert waiting(late) == ["n", "s", "r"]
+    late.take("new", id="new")
+    assert late.commit_until(Accepted) == [PartKept, Accepted]
+    late.stop()
+    assert numbers(late.folder) == [(1, "t", 1), (2, "r", 0), (3, "s", 0), (4, "new", 0)]
+
+
+def test_nothing_is_accepted_between_the_late_reading_and_its_taking_over(late: Owner) -> None:
+    left = late.hear_late()
+    assert late.disk.failing is None
+    late.take("too early", id="early", written=False)
+    assert late.told == ["error"]
+    late.desk.recover(left, INTAKE, late.now, time.time())
+    late.take("in time", id="early")
+    assert late.commit_until(Accepted) == [Accepted]
+
+
+def test_one_that_is_asked_again_meanwhile_is_answered_once_for_both(late: Owner) -> None:
+    late.take(**STREAM, qos=0, tail="other")
+    assert waiting(late) == ["s"]
+    late.read_late()
+    assert waiting(late) == ["s"]
+    assert late.commit_until(AskedAgain) == [AskedAgain]
+    late.finish("of m", 1)
+    late.desk.dispatch(late.now)
+    late.finish("of s", 1)
+    assert late.commit_until(Ended) == [Ended]
+    assert texts(late)[2:] == [("other", "of s", False), ("rx", "of s", True)]
+    late.stop()
+    assert numbers(late.folder)[2] == (3, "s", 1)
+
+
+def test_one_that_is_answered_meanwhile_is_not_run_again(late: Owner) -> None:
+    late.finish("of m", 1)
+    late.take(**STREAM, qos=0, tail="other")
+    late.finish("of s", 1)
+    assert texts(late)[-1] == ("other", "of s", False)
+    late.read_late()
+    assert waiting(late) == []
+    assert not late.desk.idle
+    assert late.commit_until(Ended) == [AskedAgain, Ended]
+    assert texts(late)[3:] == [("other", "of s", True), ("rx", "of s", True)]
+    late.stop()
+    assert numbers(late.folder)[2] == (3, "s", 1)
+
+
+def test_one_that_streams_meanwhile_is_not_run_again_after_a_crash(late: Owner) -> None:
+    late.finish("of m", 1)
+    late.take(**STREAM, qos=0)
+    late.say(Started(late.job_id, LONG))
+    late.stream(2)
+    assert late.told[-1] == "delta"
+    late.read_late()
+    assert late.commit_until(Marked) == [Marked]
+    late.stop()
+    left = SlowDisk(late.folder / "journal.db").open()
+    assert left is not None
+    assert [row.marked for row in left.rows] == [False, False, True]
+
+
+def test_who_took_the_id_of_another_meanwhile_is_told_so(late: Owner) -> None:
+    late.take("another question", qos=0, id="s")
+    late.read_late()
+    assert [p["payload"]["code"] for p in late.link.published if "code" in p["payload"]] == [
+        "id_conflict"
+    ]
+    assert [ticket.request.prompt for ticket in late.desk.backlog] == ["y" * LONG]
+
+
+def test_an_id_that_had_ended_and_is_another_requests_now_is_remembered_as_that(
+    late: Owner,
+) -> None:
+    late.finish("of m", 1)
+    late.take("another question", qos=0, id="t")
+    late.read_late()
+    late.finish("of another", 1)
+    late.take("another question", id="t", written=False)
+    assert texts(late)[-1] == ("rx", "of another", True)
+    late.stop()
+    assert [request_id for _, request_id, _ in numbers(late.folder)] == ["r", "s"]
+
+
+def test_a_part_that_was_kept_is_one_of_what_is_asked_again_meanwhile(late: Owner) -> None:
+    late.take("x", qos=0, images=[{"part": 0}, {"part": 1}])
+    late.take("w", qos=0, id="p", images=[{"part": 0}])
+    late.read_late()
+    assert waiting(late) == ["s", "p"]
+    late.take_part(1)
+    assert waiting(late) == ["s", "p", "r"]
+
+
+def test_the_clock_may_be_set_before_the_file_is_read(late: Owner) -> None:
+    off_s = [5000.0]
+    late.records._clock = WallClock(lambda: time.time() + off_s[0])
+    off_s[0] = 3000.0
+    late.end_turn()
+    off_s[0] = 0.0
+    late.read_late()
+    assert late.desk.ledger.open_tickets[-1].arrived == pytest.approx(late.now, abs=5)
+    late.take("new", id="new")
+    late.stop()
+    left = SlowDisk(late.folder / "journal.db").open()
+    assert left is not None
+    ages = [time.time() - row.accepted.accepted_ts for row in left.rows]
+    assert ages == pytest.approx([0] * 4, abs=5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from phid import messages, recovery
 from phid.entries import Accepted, Row
 from phid.errors import Code, Failure
 from phid.intake import Intake
-from phid.ledger import ReplyAddress
+from phid.ledger import Ledger, ReplyAddress
 from phid.messages import ErrorMessage
 from phid.recovery import Again, Over
 from phid.topics import Topics
@@ -34,8 +35,13 @@ def row(payload: bytes = b'{"prompt": "x"}', **fields: Any) -> Row:
     return Row(**{"accepted": accepted, "ended_ts": 0.0, "told": False} | known | fields)
 
 
+def ledger() -> Ledger:
+    return Ledger(keep_s=600, keep_entries=10)
+
+
 def one(*rows: Row, wall: float = WALL) -> Again | Over:
-    (found,) = recovery.read(rows, INTAKE, now=NOW, wall=wall, keep_s=600)
+    (found,) = recovery.read(rows, INTAKE, ledger(), now=NOW, wall=wall)
+    assert isinstance(found, Again | Over)
     return found
 
 
@@ -123,7 +129,44 @@ def test_a_request_whose_way_back_was_allowed_is_not_read_by_another() -> None:
     assert again.arrived.reply == ADDRESS
 
 
+NEVER = (math.nan, math.inf, -math.inf, 1e300, -1e300)
+
+
+@pytest.mark.parametrize(
+    ("accepted_ts", "deadline_ts"),
+    [
+        *((never, WALL) for never in NEVER),
+        *((WALL, never) for never in NEVER),
+        *((never, never) for never in NEVER),
+        (0.0, WALL),
+        (WALL, 0.0),
+        (WALL, WALL + 1e9),
+    ],
+)
+@pytest.mark.parametrize("wall", [WALL, 3600.0])
+def test_a_request_whose_times_cannot_be_right_is_answered_and_not_kept(
+    accepted_ts: float, deadline_ts: float, wall: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = replace(row().accepted, accepted_ts=accepted_ts, deadline_ts=deadline_ts)
+    over = one(row(accepted=damaged), wall=wall)
+    assert isinstance(over, Over)
+    assert over.failure is not None
+    assert over.failure.code is Code.INTERNAL
+    assert NOW - wall <= over.ticket.arrived <= over.ticket.deadline <= NOW
+    assert "times_unreadable" in "".join(capsys.readouterr())
+    over = one(row(accepted=damaged, outcome=OUTCOME, ended_ts=wall), wall=wall)
+    assert isinstance(over, Over)
+    assert (over.ticket.outcome, over.ticket.forget_at) == (LATE, NOW + 600)
+
+
+@pytest.mark.parametrize("ended_ts", [*NEVER, 0.0, WALL + 1e9])
+def test_an_outcome_of_an_unknown_time_counts_as_new(ended_ts: float) -> None:
+    over = one(row(outcome=OUTCOME, ended_ts=ended_ts))
+    assert isinstance(over, Over)
+    assert over.ticket.forget_at == NOW + 600
+
+
 def test_the_order_is_that_of_acceptance() -> None:
     rows = [replace(row(), accepted=replace(row().accepted, number=n)) for n in (1, 2, 5)]
-    found = recovery.read(tuple(rows), INTAKE, now=NOW, wall=WALL, keep_s=600)
-    assert [entry.number for entry in found] == [1, 2, 5]
+    found = recovery.read(tuple(rows), INTAKE, ledger(), now=NOW, wall=WALL)
+    assert [entry.number for entry in found if isinstance(entry, Again)] == [1, 2, 5]

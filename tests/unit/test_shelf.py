@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 
 import phid
-from phid import bandwidth, proposal, shelf, store
+from phid import bandwidth, catalog, lineup, proposal, shelf, store
 from phid.bandwidth import Speed
 from phid.jobs import Load
 from phid.proofs import Evidence
 from phid.proven import Proven, Surroundings
+from phid.selection import SMALL_ANSWER
 from phid.settings import Settings
-from rig import bound, locked
+from rig import ROOT, bound, locked
 from weighty import model_folder
+
+TINY = ROOT / "tests" / "models" / "tiny-phi3v"
 
 
 class Shelf:
@@ -72,6 +75,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposal.memory, "available_bytes", lambda: 3_000_000_000)
 
 
+@pytest.mark.parametrize(
+    "arguments", [("--json",), ("--json", "list"), ("list", "--json"), ("--json", "list", "--json")]
+)
+def test_a_program_is_told_in_json_wherever_it_says_so(
+    models: Shelf, source: Path, arguments: tuple[str, ...]
+) -> None:
+    models("import", str(source))
+    _, out, _ = models(*arguments)
+    assert [row["name"] for row in json.loads(out)] == ["a-model"]
+
+
 def test_an_empty_store_says_what_to_do(models: Shelf) -> None:
     status, out, _ = models()
     assert status == 0
@@ -110,6 +124,11 @@ def test_what_could_be_pulled_is_listed(models: Shelf) -> None:
     _, out, _ = models("list", "--all")
     for text in ("phi-3.5-mini ", "Phi-3.5-vision, vision, cpu, 3.2 GB", "not run by phid yet"):
         assert text in out
+    # What `pull` refuses is not listed as if it could be pulled.
+    assert "could be pulled" not in out
+    for build in catalog.shipped():
+        (line,) = (line for line in out.splitlines() if line.startswith(f"  {build.name} "))
+        assert ("not to be pulled" in line) == (build.source == "builder")
     rows = models.json("list", "--all")
     vision = next(row for row in rows if row["name"] == "phi-3.5-vision")
     assert (vision["here"], vision["pinned"], vision["license"]) == (False, True, "MIT")
@@ -125,7 +144,14 @@ def test_a_build_of_ones_own_is_listed_too(models: Shelf) -> None:
     [
         ("phi-3.5-vision", ["(pinned)", "9 known", "MIT", "768 KiB of it for each token"]),
         ("phi-3.5-mini", ["not pinned: the first pull records the commit", "0 known"]),
-        ("phi-3.5-moe", ["onnxruntime_genai.models.builder", "about 23600 MB"]),
+        (
+            "phi-3.5-moe",
+            [
+                "onnxruntime_genai.models.builder",
+                "-o FOLDER && phid models import FOLDER --name phi-3.5-moe",
+                "about 23600 MB",
+            ],
+        ),
         ("phi-4-multimodal-gpu", ["phid cannot run it: it takes pictures in another form"]),
     ],
 )
@@ -275,11 +301,20 @@ def test_fit_is_for_programs_too(models: Shelf) -> None:
     ids=["it ran on the GPU", "it said so and ran on the CPU"],
 )
 def test_fit_counts_an_accelerator_that_was_proven_here(
-    models: Shelf, placement: dict[str, float], chosen: str
+    models: Shelf,
+    placement: dict[str, float],
+    chosen: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("onnxruntime-gpu", "onnxruntime-genai-cuda"):
+        told = tmp_path / "site" / f"{name.replace('-', '_')}-1.dist-info" / "METADATA"
+        told.parent.mkdir(parents=True)
+        told.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
     wanted, load = models.settings.wanted, Load("genai", "", "")
     key = Surroundings.of(load).key("cuda", "probe", wanted)
-    Proven(wanted.memory).keep(key, "cuda", Evidence(pieces=(b"x",), placement=placement))
+    Proven(wanted.memory).keep(key, "cuda", Evidence(pieces=SMALL_ANSWER, placement=placement))
     found = models.json("fit", "--kind", "vision")
     assert found["chosen"] == chosen
     assert ("cuda" in found["machine"]["providers"]) == (chosen == "phi-3.5-vision-gpu")
@@ -294,11 +329,57 @@ def test_fit_is_none_where_nothing_can_run(models: Shelf) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_what_fit_prefers_is_run_where_none_is_named(models: Shelf, source: Path) -> None:
-    assert proposal.preferred(models.settings) is None
+    def run_for(kind: proposal.Kind) -> str | None:
+        found = proposal.preferred(models.settings, kind)
+        return found and found.name
+
+    assert run_for("text") is None
     models("import", str(source), "--name", "one")
-    assert proposal.preferred(models.settings).name == "one"  # type: ignore[union-attr]
+    assert run_for("text") == run_for("vision") == "one"
     models("import", str(source), "--name", "phi-3.5-mini")
-    assert proposal.preferred(models.settings).name == "phi-3.5-mini"  # type: ignore[union-attr]
+    assert run_for("text") == run_for("vision") == "phi-3.5-mini"
+    # However well it may rank, what looks at pictures is for them.
+    models("import", str(TINY), "--name", "phi-4-vision")
+    models("rm", "phi-3.5-mini")
+    models("import", str(source), "--name", "smollm2-135m-instruct")
+    assert (run_for("text"), run_for("vision")) == ("one", "phi-4-vision")
+    models("rm", "one")
+    assert (run_for("text"), run_for("vision")) == ("smollm2-135m-instruct", "phi-4-vision")
+
+
+@pytest.mark.usefixtures("quick")
+def test_text_is_answered_by_a_vision_model_where_no_text_model_can_run(
+    models: Shelf, source: Path
+) -> None:
+    models("import", str(TINY), "--name", "sees")
+    models("import", str(source), "--name", "phi-3.5-mini-gpu")  # not on a CPU
+    lines = lineup.read(models.settings)
+    assert (lines.text, lines.frame) == ("sees", "sees")
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_phid_cannot_run_is_not_run_where_none_is_named(models: Shelf, source: Path) -> None:
+    models("import", str(TINY), "--name", "phi-4-multimodal-gpu")
+    models("import", str(source), "--name", "one")
+    lines = lineup.read(models.settings)
+    assert (lines.text, lines.frame) == ("one", "one")
+
+
+@pytest.mark.usefixtures("quick")
+def test_where_one_is_named_it_answers_frames_too(models: Shelf, source: Path) -> None:
+    models("import", str(TINY), "--name", "sees")
+    models("import", str(source), "--name", "one")
+
+    def run(**engine: str) -> tuple[str | None, str | None]:
+        engine_section = models.settings.engine.model_copy(update=engine)
+        lines = lineup.read(models.settings.model_copy(update={"engine": engine_section}))
+        return lines.text, lines.frame
+
+    assert run() == ("one", "sees")
+    assert run(model="one") == ("one", "one")
+    assert run(model="sees") == ("sees", "sees")
+    assert run(frame_model="one") == ("one", "one")
+    assert run(model="one", frame_model="sees") == ("one", "sees")
 
 
 def test_the_bandwidth_is_measured_in_another_process() -> None:

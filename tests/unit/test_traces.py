@@ -29,6 +29,15 @@ def test_only_kernels_count() -> None:
     assert kernel_times(json.dumps(events)) == {"cpu": 46}
 
 
+@pytest.mark.parametrize("control", ["If", "Loop", "Scan"])
+def test_control_flow_does_not_count_beside_what_it_runs(control: str) -> None:
+    outer = kernel("CPUExecutionProvider", 500)
+    outer["args"] = {"provider": "CPUExecutionProvider", "op_name": control}
+    inner = kernel("CUDAExecutionProvider", 480)
+    inner["args"] = {"provider": "CUDAExecutionProvider", "op_name": "MatMulNBits"}
+    assert kernel_times(json.dumps([outer, inner])) == {"cuda": 480}
+
+
 def test_a_kernel_too_short_to_be_timed_has_run_all_the_same() -> None:
     assert kernel_times(json.dumps([kernel("QNNExecutionProvider", 0)])) == {"qnn": 1}
 

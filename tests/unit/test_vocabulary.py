@@ -78,3 +78,13 @@ def test_markers_that_texts_are_full_of_are_left_out() -> None:
 
 def test_a_missing_file_knows_nothing(tmp_path: Path) -> None:
     assert vocabulary.read(tmp_path / "tokenizer.json") == vocabulary.Vocabulary({}, None)
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_an_id_that_the_tokenizer_does_not_name_adds_nothing(strips: bool) -> None:
+    tokens = vocabulary.Vocabulary({}, (b"a", b" b"), strips_first_space=strips)
+    decode = tokens.of_size(5).decoder()
+    assert decode is not None
+    assert [decode(token) for token in (4, 0, 2, 1)] == [b"", b"a", b"", b" b"]
+    assert tokens.of_size(0).pieces == tokens.pieces
+    assert vocabulary.Vocabulary({}, None).of_size(5).pieces is None
