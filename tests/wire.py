@@ -26,6 +26,11 @@ SLOWNESS = float(os.environ.get("TEST_PATIENCE", "1"))
 PATIENCE = 3 * SLOWNESS
 
 
+def held_to(schema: Any) -> dict[str, Any]:
+    """The response_format of an answer that is to satisfy the schema."""
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
 @dataclass(frozen=True)
 class Heard:
     """A message as it came; `json` is its payload decoded."""

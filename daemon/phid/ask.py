@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import base64
+import json
 import sys
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from pydantic import ValidationError
 
@@ -105,6 +106,9 @@ def add_parser(
         metavar="S",
         help="between a camera's (default 1)",
     )
+    asks.add_argument(
+        "--schema", type=Path, metavar="FILE", help="a JSON Schema that the answer is held to"
+    )
     asks.add_argument("--detail", metavar="D", help="low, auto (default), high, or crops 1 to 16")
     asks.add_argument("--client", metavar="NAME", help="our level in the topics (default: random)")
     asks.add_argument(
@@ -144,6 +148,7 @@ def _request(options: argparse.Namespace) -> Request:
         "system": options.system,
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
+        "response_format": _held_to(options.schema) if options.schema else None,
         "model": options.model,
         "detail": int(detail) if detail is not None and detail.isdecimal() else detail,
         "images": tuple(
@@ -153,6 +158,15 @@ def _request(options: argparse.Namespace) -> Request:
     }
     # What is not given is left to the device.
     return Request.model_validate({n: v for n, v in fields.items() if v not in (None, ())})
+
+
+def _held_to(path: Path) -> dict[str, Any]:
+    """The response_format for a file's schema. Raises OSError or ValueError, with what to say."""
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from None
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 def _pictures(options: argparse.Namespace) -> list[tuple[str, bytes]]:

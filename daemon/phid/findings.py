@@ -38,11 +38,14 @@ def job(
     gate = None
     if watch.min_change_pct:
         # Another question about the same picture is no repetition.
-        gate = Gate(f"{hash(watch)} {topic}", watch.min_change_pct)
+        gate = Gate(f"{hash(watch.model_dump_json())} {topic}", watch.min_change_pct)
     return Job(
         job_id,
         tuple(turns),
-        Sampling(max_tokens=min(watch.max_tokens, most_tokens)),
+        Sampling(
+            max_tokens=min(watch.max_tokens, most_tokens),
+            schema=watch.response_format.schema_text,
+        ),
         budget_s=_BUDGET_S,
         images=pictures,
         crops=attachments.crops_of(watch.detail),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import math
 import re
 import time
@@ -187,13 +188,13 @@ class _Run:
         prefilled_s = first_s = self._clock()
         limit = min(self._job.sampling.max_tokens, stream.room)
         count = 0
-        looped = False
+        ended = looped = False
         while finish is None and count < limit and (finish := self._interrupted()) is None:
             piece = stream.step()
             if not count:
                 first_s = self._clock()
             if piece is None:
-                finish = Finish.STOP
+                ended, finish = True, Finish.STOP
                 break
             count += 1
             text, matched = self._stops.feed(self._characters.decode(piece))
@@ -207,6 +208,8 @@ class _Run:
             yield self._show(text, 1)
         if held := self._stops.flush():
             yield self._show(held, 0)
+        if ended and self._job.sampling.schema and not _is_json(self.text):
+            raise _no_json(self.text)
         yield Finished(
             self._job.id,
             finish or Finish.LENGTH,
@@ -253,3 +256,21 @@ class _Run:
         if self._clock() >= self._deadline_s:
             return Finish.DEADLINE
         return None
+
+
+def _no_json(text: str) -> Refused:
+    if not text:
+        says = "response_format: the schema cannot be held to: a $ref leads to itself"
+        return Refused(Code.BAD_REQUEST, says, field="response_format")
+    # A build of the runtime without constrained decoding only logs that it has none.
+    return Refused(Code.INTERNAL, "the runtime did not hold the answer to its schema")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    except RecursionError:
+        pass  # too deep for us, and sound so far
+    return True

@@ -310,6 +310,7 @@ def _sampling(request: Request) -> Sampling:
         top_k=request.top_k,
         seed=request.seed,
         stop=request.stop,
+        schema=request.response_format.schema_text,
     )
 
 

@@ -28,7 +28,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen and when to stop; temperature 0 is greedy."""
+    """How tokens are chosen and when to stop; temperature 0 is greedy.
+
+    `schema` is a JSON Schema, as text: the answer is held to it. None: it is text.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -36,6 +39,7 @@ class Sampling:
     top_k: int = 50
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    schema: str | None = None
 
 
 # Commands: service -> engine.

@@ -21,15 +21,17 @@ from pydantic_core import PydanticCustomError, from_json
 from phid import topics
 from phid.decoding import decode, is_all_brackets, refusal
 from phid.errors import Code, Refused
+from phid.formats import ResponseFormat
 
 MAX_TOPIC_CHARS = 512
 _MAX_TAGS = 16
 _MAX_TAG_CHARS = 256
-_PLAIN = "answers are plain text in this version"
+_PLAIN = "answers are text, or JSON by response_format, in this version"
 _PICTURE = 'a picture is {"b64":"..."}, its bytes in base64 or a data URL'
 # Fields that other servers take, and what is said to whoever sends one.
 _FOREIGN = {
-    **dict.fromkeys(("response_format", "tools", "tool_choice", "functions"), _PLAIN),
+    "format": "here it is response_format",
+    **dict.fromkeys(("tools", "tool_choice", "functions"), _PLAIN),
     "stream_options": "every result has its usage",
     "options": "what would be in it stands beside prompt: temperature, top_p, top_k, seed, stop",
     "max_completion_tokens": "here it is max_tokens",
@@ -122,18 +124,6 @@ class ChatMessage(_Message):
     content: Annotated[Text, AfterValidator(_not_blank)]
 
 
-class TextFormat(_Message):
-    """The only answer format so far: plain text."""
-
-    type: Literal["text"] = "text"
-
-
-def _format(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("type") not in (None, "text"):
-        raise PydanticCustomError("unsupported", "only type text is supported by this version")
-    return value
-
-
 class ImageRef(_Message):
     """One picture of a request: its bytes in base64, a part sent apart, or a camera's newest."""
 
@@ -203,10 +193,10 @@ class Request(_Message):
     stream: Literal["none", "delta"] = Field(
         "none", description="none: one message is the answer; delta: text as it comes, too."
     )
-    format: Annotated[TextFormat, BeforeValidator(_format)] = Field(
-        TextFormat(),
-        examples=[{"type": "text"}],
-        description="Shape of the answer: {type: text}.",
+    response_format: ResponseFormat = Field(
+        ResponseFormat(),
+        examples=[{"type": "json_object"}],
+        description="As in OpenAI's API: text, any JSON object, or by a schema.",
     )
     deadline_ms: int = Field(
         600_000, ge=1, description="Not wanted any more after so long, counted from arrival."
@@ -335,7 +325,8 @@ def decode_request(payload: bytes, limit_bytes: int) -> Request:
 def decode_properties(user: tuple[tuple[str, str], ...]) -> Request:
     """The request that goes with a raw frame: its fields as MQTT 5 user properties.
 
-    A value is text as it stands, or a number; `stop` may come several times. Raises Refused.
+    A value is text as it stands, or a number; `stop` may come several times, and `response_format`
+    is JSON. Raises Refused.
     """
     content: dict[str, Any] = {}
     for name, value in user:
@@ -343,7 +334,9 @@ def decode_properties(user: tuple[tuple[str, str], ...]) -> Request:
             content.setdefault(name, []).append(value)
         elif name in ("v", "detail") and value.isdecimal():
             content[name] = int(value[:4])
-        elif name in ("images", "messages", "tags", "format"):
+        elif name == "response_format":
+            content[name] = _json(name, value)
+        elif name in ("images", "messages", "tags"):
             raise Refused(Code.BAD_REQUEST, f"{name}: not as a property", field=name)
         else:
             content[name] = value
@@ -351,6 +344,13 @@ def decode_properties(user: tuple[tuple[str, str], ...]) -> Request:
         return Request.model_validate(content)
     except ValidationError as error:
         raise refusal(Request, error) from None
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return from_json(text)
+    except ValueError:
+        raise Refused(Code.BAD_REQUEST, f"{name}: must be JSON", field=name) from None
 
 
 def decode_cancel(payload: bytes) -> CancelRequest:

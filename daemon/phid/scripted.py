@@ -1,7 +1,8 @@
 """The scripted runtime: no model, exact tokens, and faults on demand.
 
 Without a directive it answers with the last user turn, a word (and the white space after it) per
-token. A turn that begins with `@script {...}` says what to do instead; all keys are optional:
+token; held to a schema, with the least that satisfies it. A turn that begins with `@script {...}`
+says what to do instead; all keys are optional:
 
     tokens         the answer's tokens, or their number n for "t1 ", "t2 ", ... "tn "
     token_ms       how long each token takes
@@ -94,6 +95,9 @@ class ScriptedRuntime:
         script = _read(asked)
         if script is None:
             script = {"tokens": _WORDS.findall(asked)}
+        if job.sampling.schema is not None:
+            # What a script says of tokens is left out: an answer is held to its schema.
+            script = script | {"tokens": _WORDS.findall(_answer_to(job.sampling.schema))}
         if script.get("see"):
             hashes = (hashlib.sha256(image.data).hexdigest() for image in job.images)
             script = script | {"tokens": [f"{digits[:12]} " for digits in hashes]}
@@ -187,6 +191,48 @@ def _pieces(script: dict[str, Any]) -> Iterator[bytes]:
             yield from re.findall(rb"[\x00-\x7f]+|[\x80-\xff]", piece)
         else:
             yield piece
+
+
+def _answer_to(schema: str) -> str:
+    whole = json.loads(schema)
+    try:
+        return json.dumps(_least(whole, whole), ensure_ascii=False)
+    except (KeyError, RecursionError):
+        says = "response_format: the schema cannot be held to: nothing satisfies it"
+        raise Refused(Code.BAD_REQUEST, says, field="response_format") from None
+
+
+def _least(schema: Any, whole: dict[str, Any]) -> Any:
+    """The least value that the schema admits, of those that `formats` takes; roughly."""
+    match schema:
+        case bool():
+            return {}
+        case {"$ref": str() as at}:
+            place: Any = whole
+            for level in at.removeprefix("#").split("/")[1:]:
+                place = place[level]
+            return _least(place, whole)
+        case {"const": value} | {"enum": [value, *_]}:
+            return value
+        case {"anyOf": [first, *_]}:
+            return _least(first, whole)
+        case {"type": [str() as first, *_]}:
+            return _least(schema | {"type": first}, whole)
+    return _least_of(schema.get("type", "object"), schema, whole)
+
+
+def _least_of(kind: str, schema: dict[str, Any], whole: dict[str, Any]) -> Any:
+    match kind:
+        case "object":
+            named = schema.get("properties", {})
+            return {key: _least(named.get(key, True), whole) for key in schema.get("required", ())}
+        case "array":
+            return [_least(schema.get("items", True), whole)] * schema.get("minItems", 0)
+        case "string":
+            return "x" * schema.get("minLength", 0)
+        case "integer" | "number":
+            return schema.get("minimum", 0)
+    return {"boolean": False, "null": None}[kind]
 
 
 def _hang() -> Never:

@@ -6,7 +6,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from phid import chat, devices, memory, vocabulary
+from phid import chat, devices, guidance, memory, vocabulary
 from phid.errors import Code, Refused
 from phid.jobs import EngineFacts, Job, Load, Sampling, Turn
 from phid.native import og
@@ -72,7 +72,7 @@ class TextRuntime:
         """Give what any stream needs beside its model and prompt.
 
         Raises Refused (no_memory) where its cache with the views of its images would not fit, or
-        what decoding them takes before.
+        what decoding them takes before; and where the runtime does not take its schema.
         """
         end, first = self.facts.context, 0
         if (line := self._line) is not None:
@@ -83,7 +83,9 @@ class TextRuntime:
             cache += (len(prompt) if views else first) * line.token_bytes
         computing = 0 if self._elsewhere else cache + views * memory.VIEW_BYTES
         needed = max(computing, decoding_bytes)
-        memory.check(needed, self._memory_bytes)
+        schema = job.sampling.schema
+        memory.check(needed + (guidance.BYTES if schema else 0), self._memory_bytes)
+        grammar = guidance.grammar(self._model, schema) if schema else None
         decode = self._tokens.decoder() or self._native_decoder()
         return {
             "options": options,
@@ -91,6 +93,7 @@ class TextRuntime:
             "decode": lambda token: None if token in self._eos else decode(token),
             "room": end - len(prompt),
             "first_call": first,
+            "grammar": grammar,
         }
 
     def close(self) -> None:
@@ -156,6 +159,7 @@ class TextStream:
         decode: Callable[[int], bytes | None],
         room: int,
         first_call: int = 0,
+        grammar: str | None = None,
     ) -> None:
         self.prompt_tokens = len(prompt)
         self.image_tokens = 0
@@ -166,6 +170,7 @@ class TextStream:
         self._options = options
         self._slice = slice_tokens
         self._first_call = first_call
+        self._grammar = grammar
         self._decode = decode
         self._generator: Any = None
 
@@ -177,6 +182,8 @@ class TextStream:
     def _begin(self) -> None:
         params = og.GeneratorParams(self._model)
         params.set_search_options(**self._options)
+        if self._grammar is not None:
+            guidance.guide(params, self._grammar)
         self._generator = og.Generator(self._model, params)
 
     def _append(self, start: int) -> Iterator[int]:
@@ -188,8 +195,9 @@ class TextStream:
             at = end
 
     def step(self) -> bytes | None:
-        """Generate one token."""
-        self._generator.generate_next_token()
+        """Generate one token. Raises Refused where the schema asks too much of the runtime."""
+        with guidance.explained(self._grammar is not None):
+            self._generator.generate_next_token()
         return self._decode(int(self._generator.get_next_tokens()[0]))
 
     def close(self) -> None:

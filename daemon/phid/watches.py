@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from phid import topics
 from phid.decoding import refusal
 from phid.errors import Code, Refused
+from phid.formats import ResponseFormat
 from phid.requests import Detail, Level, Text
 
 MAX_WATCHES = 32
@@ -52,6 +53,9 @@ class Watch(BaseModel):
     model: str | None = Field(None, description="A loaded model's name; the device's own if absent")
     detail: Detail = Field("auto", description="As in a request.")
     max_tokens: int = Field(128, ge=1, le=4096, description="Most tokens of an answer.")
+    response_format: ResponseFormat = Field(
+        ResponseFormat(), description="As in a request: what an answer is to look like."
+    )
     min_interval_s: float = Field(
         10.0, ge=0, le=86400, allow_inf_nan=False, description="Between two frames of one camera."
     )

@@ -107,6 +107,25 @@ def test_ask_prints_the_answer_and_says_how_it_went(daemon: Daemon) -> None:
     assert "finish: stop" in asked.stderr
 
 
+def test_ask_prints_json_by_the_schema_of_a_file(daemon: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "day.json"
+    day = {"type": "object", "properties": {"day": {"enum": ["mon", "tue"]}}, "required": ["day"]}
+    file.write_text(json.dumps(day))
+    asked = phid(daemon.port, "ask", "--schema", str(file), "Which day?")
+    assert (asked.returncode, json.loads(asked.stdout)) == (exits.OK, {"day": "mon"})
+    for content, says in (
+        ("{", "day.json: no JSON"),
+        ('{"pattern": "x"}', "the keyword 'pattern' is not supported"),
+        ("3", "valid dictionary"),
+    ):
+        file.write_text(content)
+        asked = phid(daemon.port, "ask", "--schema", str(file), "Which day?")
+        assert asked.returncode == exits.USAGE
+        assert says in asked.stderr
+    asked = phid(daemon.port, "ask", "--schema", str(tmp_path / "none.json"), "Which day?")
+    assert asked.returncode == exits.USAGE
+
+
 def test_ask_prints_the_answer_as_it_comes(daemon: Daemon) -> None:
     process = start(daemon.port, "ask", script(tokens=100, token_ms=30))
     assert process.stdout is not None

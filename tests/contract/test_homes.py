@@ -13,7 +13,16 @@ import pytest
 from rig import ROOT
 
 PACKAGE = ROOT / "daemon" / "phid"
-VALUES = {"catalog", "decoding", "messages", "requests", "sections", "settings", "watches"}
+VALUES = {
+    "catalog",
+    "decoding",
+    "formats",
+    "messages",
+    "requests",
+    "sections",
+    "settings",
+    "watches",
+}
 HOMES = {
     "paho": {"broker", "link"},
     "psutil": {"health", "memory", "sensors"},
@@ -29,7 +38,7 @@ HOMES = {
     "pydantic_settings": {"settings"},
     # Where the types and errors of the values' library are named.
     "pydantic": {*VALUES, "ask", "outbox", "rivals"},
-    "pydantic_core": {"messages", "requests", "watches"},
+    "pydantic_core": {"formats", "messages", "requests", "watches"},
 }
 
 

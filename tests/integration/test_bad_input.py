@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rig import Daemon, DaemonFactory, serving
-from wire import BASE, Heard, Requester
+from wire import BASE, Heard, Requester, held_to
 
 pytestmark = pytest.mark.mosquitto
 
@@ -79,8 +79,27 @@ BAD: dict[str, tuple[bytes | str, str, str | None]] = {
     "an image of a camera": (text(images=[{"topic": "a/b"}]), "unsupported", "images"),
     "detail 0": (text(detail=0), "bad_request", None),
     "detail 99": (text(detail=99), "bad_request", None),
-    "JSON format": (text(format={"type": "json_schema", "schema": {}}), "unsupported", "format"),
-    "format is a string": (text(format="json"), "bad_request", "format"),
+    "format is a string": (text(response_format="json"), "bad_request", "response_format"),
+    "unknown format": (
+        text(response_format={"type": "xml"}),
+        "bad_request",
+        "response_format.type",
+    ),
+    "format without its schema": (
+        text(response_format={"type": "json_schema"}),
+        "bad_request",
+        "response_format",
+    ),
+    "format with a schema of its own kind": (
+        text(response_format=held_to({"type": "string", "pattern": "a+"})),
+        "bad_request",
+        "response_format.json_schema.schema",
+    ),
+    "a schema that nothing satisfies": (
+        text(response_format=held_to({"$ref": "#/$defs/none"})),
+        "bad_request",
+        "response_format",
+    ),
     "no prompt": (b"{}", "bad_request", "prompt"),
     "null prompt": (b'{"prompt": null}', "bad_request", "prompt"),
     "empty prompt": (b'{"prompt": ""}', "bad_request", "prompt"),
@@ -173,8 +192,9 @@ def test_is_refused_and_the_next_one_answered(
     assert error["code"] == code, error
     if field is not None:
         assert error.get("field") == field, error
-    # What is refused leaves no trace but its answer; only the tokenizer knows a prompt's length.
-    if field != "prompt" or code != "too_large":
+    # What is refused leaves no trace but its answer; only the engine knows a prompt's length, and
+    # what a schema comes to.
+    if (field, code) not in {("prompt", "too_large"), ("response_format", "bad_request")}:
         assert error["id"] not in {e["id"] for e in events(asker)}
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from rig import Daemon, DaemonFactory, Mosquitto, serving, unread_bytes, until
-from wire import BASE, Heard, Requester
+from json_schema import admits
+from rig import ROOT, Daemon, DaemonFactory, Mosquitto, serving, unread_bytes, until
+from wire import BASE, Heard, Requester, held_to
 
 pytestmark = pytest.mark.mosquitto
 
@@ -630,7 +631,10 @@ def test_prompts_and_answers_are_in_no_log_and_no_report(
             json.dumps({"prompt": "x", "session": secret}),
             json.dumps({"prompt": "x", "reply_to": secret}),
             json.dumps({"prompt": "x", "tags": {"t": [secret]}}),
-            json.dumps({"prompt": "x", "format": {"type": secret}}),
+            json.dumps({"prompt": "x", "response_format": {"type": secret}}),
+            json.dumps({"prompt": "x", "response_format": held_to({"type": secret})}),
+            json.dumps({"prompt": "x", "response_format": held_to({"$ref": f"#/$defs/{secret}"})}),
+            json.dumps({"prompt": "x", "response_format": held_to([secret])}),
             json.dumps({"messages": [secret]}),
             json.dumps({"messages": [{"role": secret, "content": secret}]}),
             json.dumps({"prompt": "x", "id": f"{secret}/"}),
@@ -672,6 +676,24 @@ def test_a_real_stream_joins_to_the_answer(real: Daemon) -> None:
         assert result["text"].strip()
         assert joined(asker, "s") == result["text"]
         assert result["provider"]
+
+
+@pytest.mark.model
+def test_a_real_answer_is_the_json_that_the_readmes_request_asks_for(real: Daemon) -> None:
+    example = (ROOT / "README.md").read_text().partition("<!-- schema example")[2]
+    request = json.loads(example.partition("```json\n")[2].partition("```")[0])
+    schema = request["response_format"]["json_schema"]["schema"]
+    with Requester(real.port) as asker:
+        for n, how in enumerate(({}, *({"temperature": 1.5, "seed": seed} for seed in range(3)))):
+            asker.request({**request, **how, "id": f"j{n}", "stream": "delta"})
+            result = asker.outcome(f"j{n}", 60)
+            assert result["finish"] == "stop"
+            assert joined(asker, f"j{n}") == result["text"]
+            assert admits(schema, json.loads(result["text"]))
+        cut = asker.ask(**{**request, "max_tokens": 5})
+        assert (cut["type"], cut["finish"]) == ("result", "length")
+        error = asker.ask("x", response_format=held_to({"$ref": "#/$defs/none"}))
+        assert (error["code"], error["field"]) == ("bad_request", "response_format")
 
 
 @pytest.mark.measures

@@ -110,7 +110,13 @@ def filled(model: Any, name: str, lure: str) -> list[Any]:
         {
             "messages": [[{"role": "user", "content": lure}], [{"role": lure, "content": "x"}]],
             "stop": [[lure]],
-            "format": [{"type": lure}, {"type": "json_schema", "schema": lure}],
+            "response_format": [
+                {"type": lure},
+                *(
+                    {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+                    for schema in ({"$ref": lure}, {"$schema": lure}, {"$id": lure}, {lure: 1})
+                ),
+            ],
             "images": [
                 *([{field: lure}] for field in ("b64", "topic", "part", "mime", "label", "url")),
                 *([{"topic": "cam/a", field: lure}] for field in ("label", "mime", "sha256")),

@@ -35,7 +35,7 @@ def test_the_readme_lists_every_field_of_a_request() -> None:
     for name, field in Request.model_fields.items():
         default = field.get_default(call_default_factory=True)
         if hasattr(default, "model_dump"):
-            default = default.model_dump()
+            default = default.model_dump(exclude_none=True)
         shown = "" if default is None else f"`{json.dumps(default)}`"
         expected.append([f"`{name}`", shown, field.description])
     assert table(ROOT / "README.md", "request fields") == expected
@@ -44,8 +44,10 @@ def test_the_readme_lists_every_field_of_a_request() -> None:
 def test_the_readme_lists_every_field_of_a_watch() -> None:
     expected = []
     for name, field in Watch.model_fields.items():
-        has_default = not field.is_required() and field.default is not None
-        shown = f"`{json.dumps(field.default)}`" if has_default else ""
+        default = None if field.is_required() else field.default
+        if hasattr(default, "model_dump"):
+            default = default.model_dump(exclude_none=True)
+        shown = "" if default is None else f"`{json.dumps(default)}`"
         expected.append([f"`{name}`", shown, field.description])
     assert table(ROOT / "README.md", "watch fields") == expected
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from phid.jobs import (
     Tokens,
     Turn,
 )
-from phid.scripted import ScriptedRuntime
+from phid.scripted import ScriptedRuntime, ScriptedStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,6 +161,29 @@ def test_what_fails_midway_keeps_its_text() -> None:
     assert isinstance(end, Failed)
     assert (end.code, end.text) == (Code.INTERNAL, "t1 t2 ")
     assert end.message == "RuntimeError: the script says that this step fails"
+
+
+class Loose(ScriptedRuntime):
+    """Says what its script says, whatever the schema."""
+
+    def open(self, job: Job) -> ScriptedStream:
+        return super().open(replace(job, sampling=replace(job.sampling, schema=None)))
+
+
+def test_an_answer_that_is_not_held_to_its_schema_is_no_answer() -> None:
+    loose = Loose(Load("scripted", "m", ""), load_ms=0)
+    held = Sampling(max_tokens=3, schema='{"type":"object"}')
+    assert finished(run(job(tokens=['{"a":', " 1}"], sampling=held), loose)).text == '{"a": 1}'
+    end = run(job(tokens=["{", "oops"], sampling=held), loose)[-1]
+    assert isinstance(end, Failed)
+    assert (end.code, end.text) == (Code.INTERNAL, "{oops")
+    end = run(job(tokens=0, sampling=held), loose)[-1]
+    assert isinstance(end, Failed)
+    assert (end.code, end.field) == (Code.BAD_REQUEST, "response_format")
+    # Cut, it says so.
+    assert finished(run(job(tokens=9, sampling=held), loose)).finish is Finish.LENGTH
+    deep = finished(run(job(tokens=["[" * 5000, "]" * 5000], sampling=held), loose))
+    assert deep.finish is Finish.STOP
 
 
 def test_tokens_between_two_messages_are_joined() -> None:

@@ -72,15 +72,19 @@ def test_a_request_is_decoded_or_refused_and_never_more(payload: bytes) -> None:
         ({"max_tokens": 0}, "max_tokens: must be 1 or more"),
         ({"seed": True}, "seed: must be a whole number, not true or false"),
         ({"stream": True}, "stream: must be 'none' or 'delta'"),
-        ({"format": "json"}, 'format: must be an object, not text: such as {"type":"text"}'),
+        ({"format": "json"}, "unknown field 'format': here it is response_format"),
+        (
+            {"response_format": "json"},
+            'response_format: must be an object, not text: such as {"type":"json_object"}',
+        ),
         ({"prompt": {}}, "prompt: must be text, not an object"),
         (
             {"images": "x"},
             'images: must be an array, not text: such as [{"b64":"..."}]',
         ),
         (
-            {"response_format": {"type": "json_object"}},
-            "unknown field 'response_format': answers are plain text in this version",
+            {"tools": []},
+            "unknown field 'tools': answers are text, or JSON by response_format, in this version",
         ),
         ({"stream_options": {}}, "unknown field 'stream_options': every result has its usage"),
         ({"max_new_tokens": 5}, "unknown field 'max_new_tokens': here it is max_tokens"),
@@ -199,7 +203,7 @@ def test_every_plain_field_can_be_a_property() -> None:
         "reply_to": "t",
         "detail": "4",
     }
-    others = {"messages", "images", "tags", "format", "session"}
+    others = {"messages", "images", "tags", "response_format", "session"}
     assert fields.keys() | others == Request.model_fields.keys()
     request = requests.decode_properties(tuple(fields.items()))
     assert (request.v, request.max_tokens, request.detail) == (1, 5, 4)
