@@ -125,5 +125,6 @@ def _hint(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     path = ".".join(level for level in loc if isinstance(level, str))
     if path in foreign:
         return f": {foreign[path]}"
-    close = difflib.get_close_matches(path, list(model.model_fields), n=1)
+    # To compare names takes forty bytes of memory for each character of the one that came.
+    close = difflib.get_close_matches(path[:_MAX_FIELD_CHARS], list(model.model_fields), n=1)
     return f": did you mean {close[0]}?" if close and len(loc) == 1 else ""

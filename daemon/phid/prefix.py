@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 _STEP = 64
 
 
@@ -82,5 +80,5 @@ def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _common(had: Any, prompt: Any) -> int:
     most = min(len(had), len(prompt) - 1)
-    differ = np.flatnonzero(had[:most] != prompt[:most])
+    (differ,) = (had[:most] != prompt[:most]).nonzero()
     return int(differ[0]) if len(differ) else most

@@ -22,3 +22,10 @@ class Progress:
             elif stage != self._stage:
                 print(stage, file=sys.stderr, flush=True)
         self._stage = stage
+
+    def end(self) -> None:
+        """Leave the line, if there is one: what comes next is an answer."""
+        with contextlib.suppress(OSError):
+            if self._stage and sys.stderr.isatty():
+                print(file=sys.stderr, flush=True)
+        self._stage = ""

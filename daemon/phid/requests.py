@@ -26,12 +26,12 @@ from phid.formats import ResponseFormat
 MAX_TOPIC_CHARS = 512
 _MAX_TAGS = 16
 _MAX_TAG_CHARS = 256
-_NO_TOOLS = "a model calls nothing here: response_format has it answer in a shape of yours"
+_PLAIN = "answers are text, or JSON by response_format, in this version"
 _PICTURE = 'a picture is {"b64":"..."}, its bytes in base64 or a data URL'
 # Fields that other servers take, and what is said to whoever sends one.
 _FOREIGN = {
-    **dict.fromkeys(("tools", "tool_choice", "functions"), _NO_TOOLS),
     "format": "here it is response_format",
+    **dict.fromkeys(("tools", "tool_choice", "functions"), _PLAIN),
     "stream_options": "every result has its usage",
     "options": "what would be in it stands beside prompt: temperature, top_p, top_k, seed, stop",
     "max_completion_tokens": "here it is max_tokens",

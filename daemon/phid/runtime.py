@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from phid import (
     devices,
     execution,
@@ -227,13 +225,13 @@ def _rehearse(model: Any, tokenizer: Any, context: int) -> None:
         params.set_search_options(max_length=cache, min_length=cache, num_beams=1)
         try:
             generator = og.Generator(model, params)
-        except RuntimeError:  # the card has no room for so long a cache
+            # In two slices: the second finds a cache that has something in it.
+            for tokens in (prompt * 4 // 5, prompt - prompt * 4 // 5):
+                generator.append_tokens(word.repeat(tokens))
+            for _ in range(answer):
+                generator.generate_next_token()
+        except RuntimeError:  # the card has no room for so much; the warm-up tells what is broken
             return
-        # In two slices: the second finds a cache that has something in it.
-        for tokens in (prompt * 4 // 5, prompt - prompt * 4 // 5):
-            generator.append_tokens(np.repeat(word, tokens))
-        for _ in range(answer):
-            generator.generate_next_token()
 
 
 def _kv_bytes(generator: Any, decoder: dict[str, Any]) -> int:

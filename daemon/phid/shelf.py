@@ -388,6 +388,7 @@ def _fit(settings: Settings, options: argparse.Namespace) -> int:
     # What is installed for accelerators is tried, if it has not been: with no model here yet nobody
     # else has.
     providers = prover.usable(load, settings.wanted, lambda said: show(said.stage, said.fraction))
+    show.end()
     made = proposal.make(
         settings,
         kind=options.kind,

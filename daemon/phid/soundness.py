@@ -29,12 +29,13 @@ def config(folder: Path) -> dict[str, Any]:
         model = json.loads(path.read_text("utf-8"))["model"]
         int(model["context_length"])
         str(model["type"])
+        dict(model.get("decoder") or {})
     except FileNotFoundError:
         hint = _below(folder)
         raise NoModel(f"there is no {CONFIG} in {folder}: {hint}") from None
     except PermissionError:  # the model may be whole, for who may look
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
         says = f"{path} cannot be read ({type(error).__name__}: {error})"
         raise NoModel(f"{says}: fetch it again") from None
     checked: dict[str, Any] = model

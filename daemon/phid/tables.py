@@ -79,6 +79,8 @@ def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901 - a
                 "INSERT INTO addresses VALUES (?, ?, ?)",
                 (number, address.topic, address.correlation),
             )
+            # One that was over and told before a journal opened late is owed to this one, too.
+            database.execute("UPDATE requests SET told = 0 WHERE number = ?", (number,))
         case PartKept(client, request_id, n, data, ts):
             _keep(database, client, request_id, n, ts, data)
             database.execute(_DROP_STRAY_PARTS, (ts - _PARTS_KEPT_S,))

@@ -24,8 +24,8 @@ def check(provider: str, root: Path = Path("/")) -> None:
     """Raises Failed for packages that have no code for this machine's device."""
     if provider == "cuda" and (root / _JETSON).exists():
         raise Failed(
-            "the package index has no CUDA build for a Jetson's GPU: --offline WHEELHOUSE with"
-            " wheels made for it (README, On a Jetson)"
+            "the package index has no CUDA build for a Jetson's GPU: in place of --provider,"
+            " --offline WHEELHOUSE with wheels made for it (README, On a Jetson)"
         )
 
 

@@ -126,6 +126,11 @@ def _environment(acts: Acts, layout: Layout, wishes: Wishes) -> Path:
     if models.is_to_be_fetched(layout, wishes.model):
         extras.add("hub")
     if wishes.wheelhouse is not None:
+        if wishes.provider in extras and not venvs.brings(wishes.wheelhouse, wishes.provider):
+            raise Failed(
+                f"{wishes.wheelhouse} was not filled for {wishes.provider}: pip download into it"
+                f" with -r scripts/lock/{wishes.provider}.txt too"
+            )
         extras = {extra for extra in extras if venvs.brings(wishes.wheelhouse, extra)}
     if wishes.model == models.DEMO:
         extras.add("demo")

@@ -70,7 +70,9 @@ def _fitting(acts: Acts, layout: Layout, phid: Path) -> str:
     status, out, says = answer(phid, "models", "fit", "--json", env=_environment(layout))
     name = chosen(out) if status == 0 else None
     if name is None:
-        reason = (says.strip().splitlines() or ["nothing fits this machine"])[-1]
+        # What it prints first is what it does; and no error is told where it has an answer.
+        words = [] if out.strip() else says.strip().splitlines()
+        reason = (words or ["nothing fits this machine"])[-1]
         acts.say(f"no model was chosen: {reason}\n{_LATER}")
         return ""
     try:

@@ -373,6 +373,17 @@ def test_a_model_that_cannot_be_chosen_is_no_reason_not_to_install(
     assert "no model was chosen: no route to the hub" in capsys.readouterr().err
 
 
+def test_what_was_tried_is_not_told_as_the_reason_why_no_model_was_chosen(
+    acts: Acts, layout: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phid = tmp_path / "phid"
+    said = """echo trying CUDA >&2; echo '{"chosen": null}'; exit 1"""
+    phid.write_text(f"#!/bin/sh\n{said}\n")
+    phid.chmod(0o755)
+    assert models.provide(acts, layout, phid, None) == ""
+    assert "no model was chosen: nothing fits this machine" in capsys.readouterr().err
+
+
 def test_a_model_that_is_there_is_kept(acts: Acts, layout: Layout) -> None:
     folder = layout.models / "mine"
     folder.mkdir(parents=True)
@@ -675,6 +686,23 @@ def test_a_provider_stays_until_another_is_asked_for(
     for provider in (None, "openvino", "cuda", "cpu"):
         installation._environment(acts, layout, installation.Wishes("none", provider))
     assert built == [["cuda", "hub"], ["hub", "openvino"], ["cuda", "hub"], ["hub"]]
+
+
+def test_a_provider_that_a_wheelhouse_does_not_bring_is_not_left_out_in_silence(
+    acts: Acts, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[list[str]] = []
+    monkeypatch.setattr(
+        venvs, "build", lambda _acts, layout, extras, _house: built.append(extras) or layout.venvs
+    )
+    house = tmp_path / "house"
+    house.mkdir()
+    with pytest.raises(Failed, match=r"cuda.*scripts/lock/cuda\.txt"):
+        installation._environment(acts, layout, installation.Wishes("none", "cuda", house))
+    (house / "onnxruntime_gpu-1.whl").touch()
+    for provider in ("cuda", "cpu"):
+        installation._environment(acts, layout, installation.Wishes("none", provider, house))
+    assert built == [["cuda"], []]
 
 
 def test_a_jetson_is_not_given_packages_without_code_for_it(tmp_path: Path) -> None:

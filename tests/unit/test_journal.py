@@ -204,6 +204,15 @@ def test_an_outcome_takes_the_place_of_what_was_asked(path: Path) -> None:
     assert left.parts == ()
 
 
+def test_an_outcome_that_was_told_is_owed_to_who_asks_again(path: Path) -> None:
+    other = ReplyAddress("elsewhere", None)
+    book = Book(path)
+    book.write(accepted(1), Ended(1, "{}", 1500.0), Told(1), AskedAgain(1, other))
+    book.journal.stop()
+    (row,) = again(path).rows
+    assert (row.told, row.addresses) == (False, (other,))
+
+
 def test_a_step_of_the_clock_moves_what_was_written_before_it(path: Path) -> None:
     book = Book(path)
     book.write(

@@ -83,7 +83,7 @@ def test_the_installer_installs_packages_only_with_hashes() -> None:
     """The one install without them is of the checkout itself, and has no index to look at."""
     text = (ROOT / "scripts" / "installer" / "venvs.py").read_text()
     installs = re.findall(r'\*pip, "install".*?\)  # fmt', text, re.DOTALL)
-    assert len(installs) == 2
+    assert len(installs) == 3
     assert all(
         '"--require-hashes"' in one or '"--no-index", "--no-deps"' in one for one in installs
     )

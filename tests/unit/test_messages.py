@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -72,18 +73,18 @@ def test_a_request_is_decoded_or_refused_and_never_more(payload: bytes) -> None:
         ({"seed": True}, "seed: must be a whole number, not true or false"),
         ({"stream": True}, "stream: must be 'none' or 'delta'"),
         ({"format": "json"}, "unknown field 'format': here it is response_format"),
+        (
+            {"response_format": "json"},
+            'response_format: must be an object, not text: such as {"type":"json_object"}',
+        ),
         ({"prompt": {}}, "prompt: must be text, not an object"),
         (
             {"images": "x"},
             'images: must be an array, not text: such as [{"b64":"..."}]',
         ),
         (
-            {"response_format": "json"},
-            'response_format: must be an object, not text: such as {"type":"json_object"}',
-        ),
-        (
-            {"response_format": {"type": "xml"}},
-            "response_format.type: must be 'text', 'json_object' or 'json_schema'",
+            {"tools": []},
+            "unknown field 'tools': answers are text, or JSON by response_format, in this version",
         ),
         ({"stream_options": {}}, "unknown field 'stream_options': every result has its usage"),
         ({"max_new_tokens": 5}, "unknown field 'max_new_tokens': here it is max_tokens"),
@@ -153,6 +154,18 @@ def test_a_megabyte_of_mistakes_is_refused_in_no_time(payload: bytes) -> None:
         assert isinstance(decode(payload), Failure)
         taken.append(time.thread_time() - began)
     assert min(taken) < 0.3 * SLOWNESS
+
+
+def test_a_field_with_a_name_of_a_megabyte_takes_no_memory_to_compare() -> None:
+    tracemalloc.start()
+    try:
+        failure = decode(full(**{"x" * 1_000_000: 1}))
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(failure, Failure)
+    assert "unknown field" in failure.message
+    assert most_bytes < 20e6
 
 
 def test_an_unknown_field_is_named_with_the_nearest() -> None:

@@ -37,7 +37,7 @@ from phid.entries import (
 from phid.gallery import Gallery, Rules
 from phid.health import Health
 from phid.intake import Intake, PartArrived, RequestArrived
-from phid.jobs import Finish, Finished, Image, Job, Load, Started, Tokens, Usage
+from phid.jobs import EngineFacts, Finish, Finished, Image, Job, Load, Started, Tokens, Usage
 from phid.journal import Journal
 from phid.lineup import Lineup, Model
 from phid.outbox import Outbox
@@ -52,6 +52,7 @@ SETTINGS = Settings(device="dev")
 INTAKE = Intake(SETTINGS.topics, payload_bytes=1 << 20, max_tokens=1000, deadline_ms=600_000)
 CAMERA = "cam/door"
 PICTURE = pictures.jpeg()
+FACTS = EngineFacts("m", "text", "idle", "1", "cpu", 1, 4096, 1, 1)
 LONG = 10_000
 """Tokens of a prompt whose mark is not due before its first token."""
 
@@ -104,7 +105,7 @@ class Owner:
         load = Load("scripted", "m", "")
         crew = Crew(Lineup((Model(load),), "m", "m"), partial(Idle, post=print, restart_max_s=1))
         (self.engine,) = crew.workers
-        self.engine.state = "ready"
+        self.engine.state, self.engine.facts = "ready", FACTS
         gallery = Gallery(Rules((CAMERA,)))
         gallery.offer(CAMERA, PICTURE, 0.0, time.time())
         self.desk = Desk(

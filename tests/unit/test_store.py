@@ -139,6 +139,25 @@ def test_a_tokenizer_may_have_fewer_tokens_than_a_rounded_vocabulary() -> None:
     assert soundness.misfit(0, 32064) == ""
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"context_length": 2048, "type": "phi3", "decoder": "model.onnx"},
+        {"context_length": 2048, "type": "phi3", "decoder": [1]},
+        {"context_length": float("inf"), "type": "phi3"},
+        {"context_length": 2048},
+        "phi3",
+    ],
+)
+def test_an_odd_configuration_is_no_model_and_no_fault_of_ours(odd: object, tmp_path: Path) -> None:
+    """A folder that somebody has put there is looked at by the service, too."""
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/genai_config.json").write_text(json.dumps({"model": odd}))
+    assert store.models(tmp_path) == []
+    with pytest.raises(soundness.NoModel, match="cannot be read"):
+        soundness.config(tmp_path / "odd")
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "ü", "x" * 65])
 def test_a_name_is_a_folders_name(tmp_path: Path, shelf: Path, name: str) -> None:
     source = model_folder(tmp_path / "source")
