@@ -123,6 +123,8 @@ def running(models_dir: Path) -> Iterator[tuple[Mqtt, Part]]:
             folder,
             PHID_MODELS_DIR=str(models_dir),
             PHID_ENGINE__MODEL=demo.NAME,
+            # The bare loop computes every prompt.
+            PHID_ENGINE__PREFIX_CACHE="false",
         )
         try:
             mqtt = Mqtt(host="127.0.0.1", port=port)
