@@ -22,19 +22,23 @@ class Prefix:
         self._generator: Any = None
         self._tokens: Any = None
         self._options: dict[str, Any] = {}
+        self._schema: str | None = None
         self.outgrown = False
         """The last one would have done, had its cache been longer: the next should be."""
 
-    def take(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, int] | None:
+    def take(
+        self, prompt: Any, options: dict[str, Any], schema: str | None
+    ) -> tuple[Any, int] | None:
         """A Generator with the first tokens of this prompt in its cache, and how many these are.
 
-        None where what is kept is of no use for search `options` or for the prompt; it is released
-        then. At least one token of the prompt is left to be computed. `options` get the max_length
-        that it was made with.
+        None where what is kept is of no use for search `options`, for the schema that its answer is
+        held to, or for the prompt; it is released then. At least one token of the prompt is left to
+        be computed. `options` get the max_length that it was made with.
         """
         generator, had, tokens = self._generator, self._options, self._tokens
+        alike = self._schema == schema and _alike(had, options)
         self.drop()
-        if generator is None or not _alike(had, options):
+        if generator is None or not alike:
             return None
         count = _common(tokens, prompt) // self._slice * self._slice
         if not count:
@@ -49,7 +53,9 @@ class Prefix:
         options["max_length"] = had["max_length"]
         return generator, count
 
-    def keep(self, generator: Any, computed: Any, options: dict[str, Any]) -> None:
+    def keep(
+        self, generator: Any, computed: Any, options: dict[str, Any], schema: str | None
+    ) -> None:
         """Keep the Generator of a job that has ended without an error.
 
         `computed` are the tokens of its prompt that it has read, in slices from the first on.
@@ -57,12 +63,13 @@ class Prefix:
         if len(computed) < self._slice or generator.token_count() > self._most:
             return
         if "random_seed" not in options:  # the next would not draw as it was promised
-            self._generator, self._tokens, self._options = generator, computed, options
+            self._generator, self._tokens = generator, computed
+            self._options, self._schema = options, schema
 
     def drop(self) -> None:
         """Release what is kept: its memory is wanted."""
         self._generator = self._tokens = None
-        self._options, self.outgrown = {}, False
+        self._options, self._schema, self.outgrown = {}, None, False
 
 
 def length(needed: int, most: int, *, outgrown: bool) -> int:

@@ -89,10 +89,10 @@ class TextRuntime:
         options = _search_options(job.sampling, len(prompt), end)
         schema, warm = job.sampling.schema, None
         if kept is not None:
-            if schema or first:
+            if first:
                 kept.drop()
                 kept = None
-            elif (warm := kept.take(prompt, options)) is None:
+            elif (warm := kept.take(prompt, options, schema)) is None:
                 options["max_length"] = self._roomy(options["max_length"], end, kept)
         cache = 0 if warm else options["max_length"] * self.facts.kv_bytes_per_token
         if first and line is not None:
@@ -109,6 +109,7 @@ class TextRuntime:
             "room": end - len(prompt),
             "first_call": first,
             "grammar": grammar,
+            "schema": schema,
             "warm": warm,
             "kept": kept,
         }
@@ -190,6 +191,7 @@ class TextStream:
         room: int,
         first_call: int = 0,
         grammar: str | None = None,
+        schema: str | None = None,
         warm: tuple[Any, int] | None = None,
         kept: prefix.Prefix | None = None,
     ) -> None:
@@ -202,7 +204,7 @@ class TextStream:
         self._options = options
         self._slice = slice_tokens
         self._first_call = first_call
-        self._grammar = grammar
+        self._grammar, self._schema = grammar, schema
         self._decode = decode
         self._generator: Any
         self._generator, self.cached_tokens = warm or (None, 0)
@@ -245,7 +247,8 @@ class TextStream:
         """Release the job's memory, or leave it to the next."""
         generator, self._generator = self._generator, None
         if generator is not None and self._kept is not None and self._sound:
-            self._kept.keep(generator, self._prompt[: self._computed], self._options)
+            computed = self._prompt[: self._computed]
+            self._kept.keep(generator, computed, self._options, self._schema)
 
 
 def _search_options(sampling: Sampling, prompt_tokens: int, context: int) -> dict[str, Any]:

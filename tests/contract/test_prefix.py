@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -134,6 +135,21 @@ def test_other_ways_of_choosing_tokens_begin_anew(warm: EngineProcess) -> None:
     assert first.text == second.text  # a seed is a promise
     unseeded = ask(RULES, "Why?", temperature=0.9)
     assert [finished(warm.ask(unseeded)).usage.cached_tokens for _ in range(2)] == [0, 128]
+
+
+def test_a_schema_begins_anew_each_time(cold: EngineProcess, warm: EngineProcess) -> None:
+    city, number = (
+        json.dumps({"type": "object", "properties": {name: kind}, "required": [name]})
+        for name, kind in (("city", {"type": "string", "maxLength": 12}), ("n", {"enum": [1, 2]}))
+    )
+    cached = []
+    for schema, most in ((city, 40), (city, 3), (city, 40), (number, 40), (number, 40), (None, 9)):
+        job = ask(RULES, QUESTIONS[len(cached) % 5], schema=schema, max_tokens=most)
+        end = finished(warm.ask(job))
+        assert end.text == finished(cold.ask(job)).text
+        assert most < 40 or set(json.loads(end.text)) & {"city", "n"}
+        cached.append(end.usage.cached_tokens)
+    assert cached == [0, 128, 128, 0, 128, 0]
 
 
 def test_what_is_kept_makes_room_for_what_is_asked(warm: EngineProcess) -> None:
