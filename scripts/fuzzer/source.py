@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzzer.words import BYTES, LITERALS, WORDS
-from phid import messages, requests, settings, watches
+from phid import formats, messages, requests, settings, watches
 from phid.traffic import Inbound
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,8 @@ class Source:
             {
                 key
                 for model in (
-                    *(requests.Request, requests.ChatMessage, requests.TextFormat),
+                    *(requests.Request, requests.ChatMessage, formats.ResponseFormat),
+                    formats.JsonSchema,
                     *(requests.CancelRequest, requests.Command, messages.Result),
                     *(messages.ErrorMessage, messages.Delta, messages.Accepted),
                     *(messages.CtlReply, messages.UsageReport, messages.Timing),

@@ -116,7 +116,7 @@ def test_ask_prints_json_by_the_schema_of_a_file(daemon: Daemon, tmp_path: Path)
     for content, says in (
         ("{", "day.json: no JSON"),
         ('{"pattern": "x"}', "the keyword 'pattern' is not supported"),
-        ("3", "valid dictionary"),
+        ("3", "must be an object, not a number"),
     ):
         file.write_text(content)
         asked = phid(daemon.port, "ask", "--schema", str(file), "Which day?")

@@ -208,7 +208,7 @@ class Bytes:
 
     facts = RUNTIME.facts
     prompt_tokens = 1
-    image_tokens = 0
+    image_tokens = cached_tokens = 0
     crops = 0
     room = 100
 
