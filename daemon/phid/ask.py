@@ -335,7 +335,9 @@ def _report(outcome: Outcome, question: _Question, out: TextIO, err: TextIO) -> 
 
 def _summary(result: Result) -> str:
     usage, timing = result.usage, result.timing
-    seen = f" ({usage.image_tokens} of images)" if usage.image_tokens else ""
+    parts = ((usage.image_tokens, "of images"), (usage.cached_tokens, "from the cache"))
+    told = ", ".join(f"{count} {what}" for count, what in parts if count)
+    seen = f" ({told})" if told else ""
     looped = " (it repeated itself)" if result.looped else ""
     return (
         f"{result.device}: {result.model} on {result.provider}; "

@@ -44,6 +44,8 @@ KEYS: dict[str, str] = {
     "ttft_ms_p50": "arrival to first token, of the last 256 jobs",
     "ttft_ms_p95": "same, 95th percentile",
     "tokens_per_s_p50": "decode rate, of the last 256 jobs",
+    "tokens_in_total": "tokens of prompts",
+    "tokens_cached_total": "those of them that were in the cache of the prompt before",
     "tokens_out_total": "tokens generated",
     "cpu_pct": "the machine's, since the last message",
     "ram_used_mb": "the machine's, MiB",

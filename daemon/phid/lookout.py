@@ -311,6 +311,7 @@ class Lookout:
         tokens = event.usage.output_tokens
         self._health.count("watch_answers")
         self._health.count("watch_looped", event.looped)
+        self._health.count("tokens_in", event.usage.prompt_tokens)
         self._health.count("tokens_out", tokens)
         self._outbox.put(Publication(self._topics.watch_result(message.name), message))
         ms = message.timing.total_ms

@@ -86,6 +86,8 @@ class Runner:
         match event:
             case Started():
                 run.start(event)
+                self._health.count("tokens_in", event.prompt_tokens)
+                self._health.count("tokens_cached", event.cached_tokens)
                 self._mark_in_time(run, event.cached_tokens)
             case Prefilled(_, tokens):
                 self._mark_in_time(run, tokens)

@@ -679,6 +679,28 @@ def test_a_real_stream_joins_to_the_answer(real: Daemon) -> None:
 
 
 @pytest.mark.model
+def test_who_asks_with_the_same_instructions_is_told_what_the_cache_saved(
+    tmp_path: Path, models_dir: Path
+) -> None:
+    rules = {"role": "system", "content": "You keep a farm. " + "It has a lamp and a gate. " * 16}
+    with (
+        serving(tmp_path, models_dir=models_dir, health__interval_s="0.3", **DEMO) as daemon,
+        Requester(daemon.port) as asker,
+    ):
+        asker.listen(f"{BASE}/dut/out/health")
+        usages = []
+        for number, question in enumerate(("Is it day?", "Why?")):
+            turns = [rules, {"role": "user", "content": question}]
+            asker.request({"messages": turns, "id": f"k{number}", "max_tokens": 4})
+            usages.append(asker.outcome(f"k{number}", 60)["usage"])
+        saved = usages[1]["cached_tokens"]
+        assert (usages[0]["cached_tokens"], saved) == (0, 128)
+        health = asker.wait(lambda h: "health" in h.topic and h.json["jobs_ok_total"] == 2).json
+        assert health["tokens_cached_total"] == saved
+        assert health["tokens_in_total"] == sum(usage["prompt_tokens"] for usage in usages)
+
+
+@pytest.mark.model
 def test_a_real_answer_is_the_json_that_the_readmes_request_asks_for(real: Daemon) -> None:
     example = (ROOT / "README.md").read_text().partition("<!-- schema example")[2]
     request = json.loads(example.partition("```json\n")[2].partition("```")[0])
