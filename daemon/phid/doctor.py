@@ -378,7 +378,8 @@ def _engine(
     load: Load | None, reached: Reached, where: Whereabouts, *, whole: bool, wait_s: float
 ) -> Verdict:
     facts = reached.facts
-    if facts and load is not None and facts.get("model") != load.model:
+    # Of several that take turns any may be the one that is loaded.
+    if facts and load is not None and load.model not in (reached.info.get("models") or ()):
         says = f"the daemon has {facts.get('model')} loaded, the settings say {load.model}"
         return Verdict("engine", "warn", says, "restart the daemon: systemctl restart phid")
     if facts:

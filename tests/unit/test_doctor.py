@@ -13,6 +13,7 @@ import pytest
 from phid import doctor
 from phid.doctor import Asked
 from phid.jobs import Load
+from phid.probes import Reached, Verdict
 from phid.settings import Settings
 from phid.whereabouts import Whereabouts
 from rig import ROOT
@@ -211,3 +212,17 @@ def test_no_configuration_can_end_the_examination(tmp_path: Path, content: bytes
     found = {verdict.name: verdict for verdict in doctor.examine(asked, Whereabouts())}
     assert found["model"].verdict == "bad"
     assert found["engine"].says == "not started: see above"
+
+
+@pytest.mark.parametrize(
+    ("models", "verdict"), [(["demo", "eyes"], "ok"), (["eyes"], "warn"), (None, "warn")]
+)
+def test_a_default_that_waits_for_its_turn_is_no_reason_to_restart(
+    models: list[str] | None, verdict: str
+) -> None:
+    told = {"model": {"model": "eyes", "provider": "cpu"}} | ({"models": models} if models else {})
+    fine = Verdict("x", "ok", "")
+    reached = Reached(fine, fine, {"provider": "cpu"}, told, answered=True)
+    load = Load("genai", "demo", "/m/demo")
+    found = doctor._engine(load, reached, Whereabouts(), whole=True, wait_s=0)
+    assert found.verdict == verdict
