@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--provider",
         choices=venvs.PROVIDERS,
-        help="whose packages to install: cuda in place of the CPU's (3 GB more), openvino or qnn"
+        help="whose packages to install: cuda in place of the CPU's (2.5 GB more), openvino or qnn"
         " beside them; without: those that are installed, else the CPU's",
     )
     parser.add_argument(

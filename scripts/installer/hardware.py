@@ -34,7 +34,7 @@ def hint(installed: frozenset[str], root: Path = Path("/")) -> str | None:
     card = any(root.glob("dev/nvidia[0-9]*")) and not (root / _JETSON).exists()
     if not card or not installed or "cuda" in installed:
         return None
-    return "there is an NVIDIA card: --provider cuda brings what runs models on it (3 GB more)"
+    return "there is an NVIDIA card: --provider cuda brings what runs models on it (2.5 GB more)"
 
 
 def installed(findings: Mapping[str, Any]) -> frozenset[str]:
