@@ -69,6 +69,9 @@ def add_parser(
     )
     asks.add_argument("prompt", help="what to ask; - reads it from stdin")
     asks.add_argument("--system", help="the system turn")
+    asks.add_argument(
+        "--session", metavar="NAME", help="go on with this conversation; it is --client's"
+    )
     asks.add_argument("--model", metavar="NAME", help="one of out/info's models")
     asks.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of the answer")
     asks.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy")
@@ -140,12 +143,15 @@ def _misused(says: str) -> int:
 def _request(options: argparse.Namespace) -> Request:
     """What to send. Raises ValidationError, or OSError or ValueError with what to say."""
     detail = options.detail
+    if options.session and not options.client:
+        raise ValueError("--session wants --client: a conversation belongs to who has it")
     fields = {
         "id": uuid.uuid4().hex[:12],
         "client": options.client or f"cli-{uuid.uuid4().hex[:8]}",
         "stream": "delta",
         "prompt": sys.stdin.read() if options.prompt == "-" else options.prompt,
         "system": options.system,
+        "session": options.session,
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
         "response_format": _held_to(options.schema) if options.schema else None,
@@ -339,9 +345,10 @@ def _summary(result: Result) -> str:
     told = ", ".join(f"{count} {what}" for count, what in parts if count)
     seen = f" ({told})" if told else ""
     looped = " (it repeated itself)" if result.looped else ""
+    before = f"; after {result.session_turns} turns" if result.session_turns is not None else ""
     return (
         f"{result.device}: {result.model} on {result.provider}; "
         f"{usage.prompt_tokens} tokens in{seen}, {usage.output_tokens} out; "
         f"first after {timing.ttft_ms} ms, all in {timing.total_ms} ms, "
-        f"{timing.tokens_per_s:.1f} tokens/s; finish: {result.finish}{looped}"
+        f"{timing.tokens_per_s:.1f} tokens/s; finish: {result.finish}{looped}{before}"
     )

@@ -98,9 +98,8 @@ def _refused(model: type[BaseModel], mistake: dict[str, Any]) -> Refused:
         return Refused(Code.BAD_REQUEST, "the payload must be a JSON object")
     if kind == "extra_forbidden":
         return Refused(Code.BAD_REQUEST, f"unknown field {field!r}{_hint(model, loc)}", field=field)
-    code = Code.UNSUPPORTED if kind == "unsupported" else Code.BAD_REQUEST
     says = _needed(model, mistake)
-    return Refused(code, f"{field}: {says}" if field else says, field=field)
+    return Refused(Code.BAD_REQUEST, f"{field}: {says}" if field else says, field=field)
 
 
 def _needed(model: type[BaseModel], mistake: dict[str, Any]) -> str:

@@ -10,10 +10,13 @@ from phid.admission import Admission
 from phid.answers import Answers
 from phid.attachments import TopicRef
 from phid.backlog import Backlog
+from phid.conversations import Conversations
 from phid.crew import Crew
 from phid.entries import (
     Accepted,
     AskedAgain,
+    ConversationDropped,
+    ConversationKept,
     Ended,
     JournalEvent,
     Left,
@@ -38,6 +41,7 @@ from phid.traffic import Decision
 from phid.turns import model_of, next_turn
 from phid.worker import Worker
 
+_CANCELLED = Failure(Code.CANCELLED, "cancelled")
 _EXPIRED = Failure(Code.EXPIRED, "its deadline passed before it was started")
 _ID_TAKEN = Failure(Code.ID_CONFLICT, "this id was used for another request", field="id")
 
@@ -74,13 +78,14 @@ class Desk:
         self.admission = Admission(
             settings, crew, self.backlog, self.gathering, records, outbox, health
         )
+        self.conversations = Conversations(settings.sessions, records, health)
         outbox.on_told = records.told
         self._answers = Answers(settings.topics, self.ledger, records, outbox, health, tell)
         self._records = records
         self.held = False
         self.cooling = False
         self._crew = crew
-        self._runner = Runner(settings, outbox, health, self._answers, records)
+        self._runner = Runner(settings, outbox, health, self._answers, records, self.conversations)
         self._outbox = outbox
         self._health = health
         self._look = look
@@ -90,6 +95,7 @@ class Desk:
         """Take over the limits of these settings; what is already accepted stays."""
         limits = settings.limits
         self.admission.configure(settings)
+        self.conversations.configure(settings.sessions)
         self.ledger.keep_s, self.ledger.keep_entries = limits.dedupe_s, limits.dedupe_entries
         self._runner.delta_interval_s = settings.stream.delta_interval_ms / 1000
         parts, vision = self.gathering.parts, settings.vision
@@ -126,6 +132,7 @@ class Desk:
             known = self._known(arrived, now)
             if known is not None:
                 return self._answers.again(known, self._with_its(known, arrived), decided, now)
+            self.conversations.check(arrived.request.session)
             self.admission.check(arrived, now)
             arrived = self._with_cameras(arrived, now)
             self.admission.take(arrived, now)
@@ -158,6 +165,7 @@ class Desk:
 
         What was taken before that could be read keeps its place.
         """
+        self.conversations.restore(left.conversations, now, wall)
         parts = recovery.parts_of(left)
         for one in recovery.read(left.rows, intake, self.ledger, now=now, wall=wall):
             match one:
@@ -205,6 +213,9 @@ class Desk:
                         # Better told than kept back: it is written later.
                         self._answers.written(entry)
                         return
+                    case ConversationKept(client, session) | ConversationDropped(client, session):
+                        self.conversations.write_again(client, session)
+                        return
                     case _:
                         return
                 if decided is not None:
@@ -220,7 +231,14 @@ class Desk:
         """End one of a client's requests at once; one that is not open is left alone."""
         ticket = self.ledger.get_open((client, request_id))
         if ticket is not None:
-            self._cut(ticket, Finish.CANCELLED, Failure(Code.CANCELLED, "cancelled"), now)
+            self._cut(ticket, Finish.CANCELLED, _CANCELLED, now)
+
+    def forget_session(self, client: str, session: str, now: float) -> None:
+        """Forget one of a client's conversations, and end what is asked in it."""
+        for ticket in self.ledger.open_tickets:
+            if (ticket.client, ticket.request.session) == (client, session):
+                self._cut(ticket, Finish.CANCELLED, _CANCELLED, now)
+        self.conversations.forget(client, session)
 
     def dispatch(self, now: float) -> None:
         """Hand the next request to its engine, if none runs and that is free."""
@@ -282,6 +300,7 @@ class Desk:
         for ticket, failure in self.gathering.expired(now):
             self._end_with_error(ticket, failure, now)
         self.gathering.parts.prune(now)
+        self.conversations.prune(now)
         self.ledger.prune(now)
         self._health.counts["parts_dropped"] = self.gathering.parts.dropped
         if (running := self._running) is not None and running.deadline <= now:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from phid.jobs import Turn
 from phid.ledger import ReplyAddress
 from phid.traffic import Decision, Inbound
 
@@ -59,6 +60,28 @@ class PartsDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class ConversationKept:
+    """What was said in a session so far; it takes the place of what was written of it before.
+
+    `turns` are none where they cannot be read any more.
+    """
+
+    client: str
+    session: str
+    system: str
+    turns: tuple[Turn, ...]
+    ts: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationDropped:
+    """What was said in a session is not wanted any more."""
+
+    client: str
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class Marked:
     """A delta of it is about to be published: it is not run again from here on."""
 
@@ -105,6 +128,8 @@ Entry = (
     | AskedAgain
     | PartKept
     | PartsDropped
+    | ConversationKept
+    | ConversationDropped
     | Marked
     | Ended
     | Told
@@ -147,10 +172,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What an earlier run has left: requests in the order of acceptance, and parts."""
+    """What an earlier run has left: requests in the order of acceptance, parts, conversations."""
 
     rows: tuple[Row, ...] = ()
     parts: tuple[PartKept, ...] = ()
+    conversations: tuple[ConversationKept, ...] = ()
 
 
 JournalEvent = Written | NotWritten | Left

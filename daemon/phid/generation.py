@@ -8,6 +8,7 @@ import math
 import re
 import time
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from phid import loops
@@ -22,6 +23,7 @@ from phid.jobs import (
     RunEvent,
     Started,
     Tokens,
+    Turn,
     Usage,
 )
 from phid.stops import StopFilter
@@ -109,14 +111,49 @@ def generate(
         return
     run = _Run(job, received_s, deadline_s, cancelled, clock, loop_tokens)
     try:
-        with closing(runtime.open(job)) as stream:
-            yield from run.events(stream)
+        stream, history = _open(job, runtime)
+        with closing(stream):
+            yield from run.events(stream, history)
     except Refused as refused:
         failure = refused.failure
         yield Failed(job.id, failure.code, failure.message, failure.field, run.text)
     except Exception as error:  # noqa: BLE001 - whatever a native runtime raises, the engine lives on
         code, message = describe(error, quote=run.quotable)
         yield Failed(job.id, code, message, text=run.text)
+
+
+def _open(job: Job, runtime: Runtime) -> tuple[Stream, int]:
+    """The job with its history before it, and how many turns of that are in the prompt.
+
+    A history that leaves no room for an answer of max_tokens, or that the runtime does not take, is
+    halved until it does: what is left is in the cache for the turns that follow. Raises Refused
+    where the job alone is refused.
+    """
+    history = job.history or ()
+    while True:
+        try:
+            stream = runtime.open(replace(job, turns=_conversation(history, job.turns)))
+        except Refused:
+            if not history:
+                raise
+        else:
+            if not history or stream.room >= job.sampling.max_tokens:
+                return stream, len(history)
+            stream.close()
+        history = _later_half(history)
+
+
+def _conversation(history: tuple[Turn, ...], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    first = int(turns[0].role == "system")
+    return *turns[:first], *history, *turns[first:]
+
+
+def _later_half(history: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The newest half of the turns or less, from a user's on."""
+    for at in range((len(history) + 1) // 2, len(history)):
+        if history[at].role == "user":
+            return history[at:]
+    return ()
 
 
 def coalesce(
@@ -184,10 +221,16 @@ class _Run:
     def text(self) -> str:
         return "".join(self._shown)
 
-    def events(self, stream: Stream) -> Iterator[RunEvent]:
+    def events(self, stream: Stream, history: int) -> Iterator[RunEvent]:
         self.quotable = True
         began_s = self._clock()
-        yield Started(self._job.id, stream.prompt_tokens, stream.image_tokens, stream.cached_tokens)
+        yield Started(
+            self._job.id,
+            stream.prompt_tokens,
+            stream.image_tokens,
+            stream.cached_tokens,
+            history,
+        )
         finish = yield from self._prefill(stream)
         prefilled_s = first_s = self._clock()
         limit = min(self._job.sampling.max_tokens, stream.room)

@@ -66,6 +66,8 @@ KEYS: dict[str, str] = {
     "journal_mb": "size of what is kept on disk of requests and outcomes, MiB",
     "journal_commit_ms_p99": "how long a commit takes, of the last 256: a request waits for one",
     "journal_failures_total": "commits that the disk did not take",
+    "sessions": "conversations that are kept",
+    "sessions_dropped_total": "conversations forgotten for lack of room before their time",
     "placement_pct_<provider>": "share of the model's kernel time on it, measured; they sum to 100",
     "uptime_s": "since the service started",
 }

@@ -94,6 +94,14 @@ class CancelArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetArrived:
+    """A client wants one of its conversations forgotten."""
+
+    client: str
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class CommandArrived:
     """An operator's command."""
 
@@ -115,7 +123,9 @@ class ArrivalRefused:
     verb: str | None = None
 
 
-Arrival = RequestArrived | PartArrived | CancelArrived | CommandArrived | ArrivalRefused
+Arrival = (
+    RequestArrived | PartArrived | CancelArrived | ForgetArrived | CommandArrived | ArrivalRefused
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +194,9 @@ class Intake:
             return PartArrived(address.client, address.id, address.part, part, inbound.qos)
         if address.kind == "cancel":
             cancel = requests.decode_cancel(inbound.payload)
+            if cancel.session is not None:
+                return ForgetArrived(address.client, cancel.session)
+            assert cancel.id is not None
             return CancelArrived(address.client, cancel.id)
         return self._command(inbound, address)
 
@@ -217,6 +230,7 @@ class Intake:
             raise Refused(
                 Code.UNAUTHORIZED, f"the topic says client {address.client}", field="client"
             )
+        _check_session(request, address)
         digest = request.digest(address.kind, attachments.hashes(pictures))
         if request.max_tokens > self.max_tokens:
             if "max_tokens" in request.model_fields_set:
@@ -291,6 +305,18 @@ class Intake:
 
 def _is_raw(inbound: Inbound) -> bool:
     return not attachments.is_json(inbound.payload)
+
+
+def _check_session(request: Request, address: Address) -> None:
+    """Raises Refused for a session that nobody could have to himself, or that is not of text."""
+    if request.session is None:
+        return
+    if address.client == topics.ANON:
+        says = "session: ask on in/text/<client>: a conversation belongs to a client"
+        raise Refused(Code.UNAUTHORIZED, says, field="session")
+    if address.kind == "frame":
+        says = "session: a conversation is of text alone"
+        raise Refused(Code.UNSUPPORTED, says, field="session")
 
 
 def _turns(request: Request) -> tuple[Turn, ...]:

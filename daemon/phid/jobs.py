@@ -103,7 +103,9 @@ class Job:
     `budget_s` is what is left of the deadline when the job is handed over: clocks are not
     shared between processes. `crops` is the most 336x336 crops each of `images` may be cut into
     beside its global view, 1 to 16. With a `gate` it may end as Unchanged. Its first token is told
-    at once, and no more than one message in `gather_s` of those that follow.
+    at once, and no more than one message in `gather_s` of those that follow. `history` are the
+    turns of its conversation before `turns`, without a system turn: as many of the newest of them
+    as there is room for are put before its own. None: nothing will go on with it.
     """
 
     id: str
@@ -114,6 +116,7 @@ class Job:
     crops: int = 4
     gate: Gate | None = None
     gather_s: float = 0.0
+    history: tuple[Turn, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +193,14 @@ class Started:
     """The job's prompt fits and its prefill begins.
 
     `image_tokens` of the `prompt_tokens` are its images, and `cached_tokens` are computed already.
+    So many turns of its `history` are in the prompt.
     """
 
     job_id: str
     prompt_tokens: int
     image_tokens: int = 0
     cached_tokens: int = 0
+    history: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,8 +266,9 @@ class Journal:
             with _transaction(database):
                 database.execute(f"PRAGMA application_id={_APPLICATION_ID}")
                 database.execute(f"PRAGMA user_version={tables.SCHEMA}")
-                for statement in tables.CREATE.split(";"):
-                    database.execute(statement)
+        with _transaction(database):
+            for statement in tables.CREATE.split(";"):
+                database.execute(statement)
         (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if sound != "ok":
             raise sqlite3.DatabaseError(f"it is damaged: {sound}")

@@ -80,6 +80,10 @@ class Result(_Told):
     looped: Literal[True] | None = Field(
         None, description="It was cut, as `length`, for it only repeated itself."
     )
+    session: str | None = Field(None, description="The conversation that it goes on with.")
+    session_turns: int | None = Field(
+        None, description="How many earlier turns of that the model was shown."
+    )
     duplicate: Literal[True] | None = Field(None, description="It may have been sent before.")
 
 

@@ -22,7 +22,7 @@ from phid.requests import ModelCommand, WatchCommand
 from phid.settings import Settings, SettingsError
 
 _LIVE = (
-    *("limits.", "control.", "health.", "log.", "stream.", "watches"),
+    *("limits.", "sessions.", "control.", "health.", "log.", "stream.", "watches"),
     *("vision.max", "vision.camera", "vision.image", "vision.parts"),
     *("mqtt.reply_allow", "engine.keep_alive_s"),
 )

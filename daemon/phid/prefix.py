@@ -72,12 +72,12 @@ class Prefix:
         self._options, self._schema, self.outgrown = {}, None, False
 
 
-def length(needed: int, most: int, *, outgrown: bool) -> int:
+def length(needed: int, most: int, *, grows: bool) -> int:
     """How long a cache is made that is to be kept: a little longer than a job needs.
 
-    Requests of the same kind differ by a few tokens. A conversation has shown that it grows.
+    Requests of the same kind differ by a few tokens. A conversation grows.
     """
-    room = 16 * _STEP if outgrown else 0
+    room = 16 * _STEP if grows else 0
     return min(-(-(needed + room) // _STEP) * _STEP, most)
 
 

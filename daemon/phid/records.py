@@ -6,6 +6,8 @@ from phid import log, messages
 from phid.entries import (
     Accepted,
     AskedAgain,
+    ConversationDropped,
+    ConversationKept,
     Ended,
     Entry,
     Forgotten,
@@ -19,7 +21,7 @@ from phid.entries import (
 from phid.errors import Code, Refused
 from phid.health import Health, percentile
 from phid.intake import PartArrived, RequestArrived
-from phid.jobs import Image
+from phid.jobs import Image, Turn
 from phid.journal import Journal
 from phid.ledger import Key, ReplyAddress, Ticket
 from phid.messages import Outcome
@@ -61,6 +63,11 @@ class Records:
         if self._journal.failing is None and self._journal.unread:
             return "what an earlier run has left is being taken over"
         return self._journal.failing
+
+    @property
+    def unread(self) -> bool:
+        """True until it is known what an earlier run has left."""
+        return self._journal is not None and self._journal.unread
 
     def tick(self, now: float) -> None:
         """Try again what could not be written, and write what has waited long enough."""
@@ -165,6 +172,23 @@ class Records:
             self._entries.append(PartsDropped(*key))
         else:
             self._journal.write_later(PartsDropped(*key))
+
+    def conversation(
+        self, client: str, session: str, system: str, turns: tuple[Turn, ...], *, later: bool
+    ) -> None:
+        """Have written what was said in a session, or by no turns that it is forgotten.
+
+        That is with this turn's commit, or with some `later` one.
+        """
+        if self._journal is None:
+            return
+        entry: Entry = ConversationDropped(client, session)
+        if turns:
+            entry = ConversationKept(client, session, system, turns, self._time_of_day())
+        if later:
+            self._journal.write_later(entry)
+        else:
+            self._entries.append(entry)
 
     def mark(self, ticket: Ticket) -> None:
         """Have it on the disk that deltas of it are published, from soon on."""

@@ -49,12 +49,6 @@ _FOREIGN = {
 }
 
 
-def _not_yet(value: Any) -> Any:
-    if value is not None:
-        raise PydanticCustomError("unsupported", "not supported by this version")
-    return value
-
-
 def _level(text: str) -> str:
     if not topics.is_level(text):
         raise PydanticCustomError("level", "must be 1 to 64 of A-Z a-z 0-9 _ -")
@@ -108,7 +102,6 @@ def _question(field: str, says: str) -> PydanticCustomError:
 
 Level = Annotated[str, AfterValidator(_level)]
 Text = Annotated[str, AfterValidator(_without_nul)]
-NotYet = Annotated[Any, BeforeValidator(_not_yet)]
 TagName = Annotated[str, Field(max_length=64)]
 Tag = Annotated[Any, AfterValidator(_tag)]
 
@@ -207,7 +200,9 @@ class Request(_Message):
         max_length=MAX_TOPIC_CHARS,
         description="Reply topic; MQTT 5's Response Topic wins.",
     )
-    session: NotYet = Field(None, description="Not yet: a conversation kept on the device.")
+    session: Level | None = Field(
+        None, description="Goes on with this conversation of the client's, kept on the device."
+    )
     images: tuple[ImageRef, ...] = Field(
         (),
         fail_fast=True,
@@ -254,9 +249,16 @@ class Request(_Message):
 
 
 class CancelRequest(_Message):
-    """Ends one of the sender's own requests."""
+    """Ends one of the sender's own requests, or one of its sessions."""
 
-    id: Level = Field(description="The request to end.")
+    id: Level | None = Field(None, description="The request to end.")
+    session: Level | None = Field(None, description="The conversation to forget.")
+
+    @model_validator(mode="after")
+    def _has_one_aim(self) -> CancelRequest:
+        if (self.id is None) == (self.session is None):
+            raise _question("id", "give the id of a request, or a session")
+        return self
 
 
 class Command(_Message):
@@ -354,7 +356,7 @@ def _json(name: str, text: str) -> Any:
 
 
 def decode_cancel(payload: bytes) -> CancelRequest:
-    """The id to cancel. Raises Refused."""
+    """What to end. Raises Refused."""
     return decode(CancelRequest, payload, 4096)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from phid.answers import Answers
+from phid.conversations import Conversations
 from phid.errors import Code, Failure
 from phid.health import Health
 from phid.jobs import Event, Failed, Finish, Finished, Prefilled, Started, Tokens
@@ -30,6 +31,7 @@ class Runner:
         health: Health,
         answers: Answers,
         records: Records,
+        conversations: Conversations,
     ) -> None:
         self.delta_interval_s = settings.stream.delta_interval_ms / 1000
         self._device = settings.device
@@ -37,6 +39,7 @@ class Runner:
         self._health = health
         self._answers = answers
         self._records = records
+        self._conversations = conversations
         self._run: Run | None = None
 
     @property
@@ -71,8 +74,8 @@ class Runner:
         )
         # Nobody is told more often than a delta is due.
         gather_s = self.delta_interval_s
-        job = replace(ticket.job, budget_s=ticket.deadline - now, gather_s=gather_s)
-        worker.submit(job)
+        job = self._conversations.job(ticket, now)
+        worker.submit(replace(job, budget_s=ticket.deadline - now, gather_s=gather_s))
         length = sum(len(turn.content) for turn in job.turns)
         if ticket.streams and not job.images and length <= worker.prefill_slice:
             # So short that its first token is near: its mark goes into the commit of the request.
@@ -183,6 +186,7 @@ class Runner:
             job_s=now - run.handed,
             tokens=result.usage.output_tokens,
         )
+        self._conversations.add(run.ticket, text, run.history, now)
         counter = {Finish.CANCELLED: "jobs_cancelled", Finish.DEADLINE: "jobs_expired"}
         self._answers.end(run.ticket, result, counter.get(finish, "jobs_ok"), finish, now)
 

@@ -24,10 +24,11 @@ class Run:
     first_token: float | None = None
     prefill_ms: float | None = None
     looped: bool = False
+    history: int = 0
 
     def start(self, event: Started) -> None:
         """The prompt has been counted, and is being read."""
-        self.started = True
+        self.started, self.history = True, event.history
         self.usage = replace(
             self.usage,
             prompt_tokens=event.prompt_tokens,
@@ -76,4 +77,6 @@ class Run:
             ),
             deltas=self.stream.published,
             looped=self.looped or None,
+            session=ticket.request.session,
+            session_turns=self.history if ticket.request.session else None,
         )

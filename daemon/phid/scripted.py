@@ -10,6 +10,7 @@ says what to do instead; all keys are optional:
     prefill_ms     how long the prefill takes, spread evenly over its slices
     bytes_split    true: each byte of a character outside ASCII is a token of its own
     see            true: the answer is the first digits of each image's SHA-256 instead
+    recall         true: the answer is the turns before it, as JSON, instead
     crash_at       the process kills itself before this token (1 is the first; 0: in the prefill)
     hang_at        as a native call that never returns, before this token (0: in the prefill)
     fail_at        an exception of the runtime, before this token (0: in the prefill)
@@ -47,7 +48,7 @@ _DIRECTIVE = "@script "
 _WORDS = re.compile(r"\s*\S+\s*|\s+")
 _KEYS = frozenset(
     (
-        *("tokens", "token_ms", "prompt_tokens", "prefill_ms", "bytes_split", "see"),
+        *("tokens", "token_ms", "prompt_tokens", "prefill_ms", "bytes_split", "see", "recall"),
         *("crash_at", "hang_at", "fail_at", "leak_mb"),
     )
 )
@@ -101,6 +102,9 @@ class ScriptedRuntime:
         if script.get("see"):
             hashes = (hashlib.sha256(image.data).hexdigest() for image in job.images)
             script = script | {"tokens": [f"{digits[:12]} " for digits in hashes]}
+        if script.get("recall"):
+            before = [[turn.role, turn.content] for turn in job.turns[:-1]]
+            script = script | {"tokens": [json.dumps(before)]}
         if leak_mb := script.get("leak_mb"):
             self._leaked.append(b"x" * (leak_mb << 20))
         words = sum(len(_WORDS.findall(turn.content)) for turn in job.turns)

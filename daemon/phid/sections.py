@@ -192,6 +192,22 @@ class Limits(Section):
     )
 
 
+class Sessions(Section):
+    """Conversations that are kept on the device, for requests that go on with one."""
+
+    most: int = Field(
+        64,
+        ge=0,
+        le=10_000,
+        description="How many, of all clients; the one longest unused goes first. 0: none.",
+    )
+    per_client: int = Field(8, ge=1, le=10_000, description="How many, of one client.")
+    keep_s: Seconds = Field(3600, description="How long one is kept after its last request.")
+    chars: int = Field(
+        32_768, ge=256, le=10_000_000, description="Characters of one; its oldest turns go first."
+    )
+
+
 class Control(Section):
     """Commands: who may send them is the broker's to say, which there are is said here."""
 

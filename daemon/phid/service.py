@@ -19,6 +19,7 @@ from phid.intake import (
     ArrivalRefused,
     CancelArrived,
     CommandArrived,
+    ForgetArrived,
     PartArrived,
     RequestArrived,
 )
@@ -263,6 +264,8 @@ class Service:
                 return self._desk.take_part(arrival, now, decided)
             case CancelArrived(client, request_id):
                 self._desk.cancel(client, request_id, now)
+            case ForgetArrived(client, session):
+                self._desk.forget_session(client, session, now)
             case CommandArrived() if self._loopback.heard(arrival.id):
                 pass
             case CommandArrived():

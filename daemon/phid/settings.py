@@ -35,6 +35,7 @@ from phid.sections import (
     Mqtt,
     ProviderOptions,
     Section,
+    Sessions,
     Stream,
     Vision,
 )
@@ -88,6 +89,7 @@ class Settings(BaseSettings):
     engine: Engine = Engine()
     provider_options: ProviderOptions = ProviderOptions()
     limits: Limits = Limits()
+    sessions: Sessions = Sessions()
     control: Control = Control()
     vision: Vision = Vision()
     journal: Journal = Journal()

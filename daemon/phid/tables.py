@@ -12,6 +12,8 @@ from typing import Any, assert_never
 from phid.entries import (
     Accepted,
     AskedAgain,
+    ConversationDropped,
+    ConversationKept,
     Ended,
     Entry,
     Forgotten,
@@ -24,6 +26,7 @@ from phid.entries import (
     Told,
     Tried,
 )
+from phid.jobs import Turn
 from phid.ledger import ReplyAddress
 from phid.traffic import Inbound
 
@@ -34,22 +37,28 @@ SCHEMA = 1
 """The version of the tables; a file of a later one is refused, never guessed at."""
 
 CREATE = """
-CREATE TABLE requests (
+CREATE TABLE IF NOT EXISTS requests (
     number INTEGER PRIMARY KEY, client TEXT NOT NULL, id TEXT NOT NULL, id_given INTEGER NOT NULL,
     digest TEXT NOT NULL, topic TEXT NOT NULL, reply_topic TEXT NOT NULL, correlation BLOB,
     accepted_ts REAL NOT NULL, deadline_ts REAL NOT NULL, marked INTEGER NOT NULL DEFAULT 0,
     outcome TEXT, ended_ts REAL, told INTEGER NOT NULL DEFAULT 0
 );
-CREATE TABLE payloads (number INTEGER PRIMARY KEY, payload BLOB NOT NULL, properties TEXT NOT NULL);
-CREATE TABLE addresses (
+CREATE TABLE IF NOT EXISTS payloads (
+    number INTEGER PRIMARY KEY, payload BLOB NOT NULL, properties TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS addresses (
     number INTEGER NOT NULL, reply_topic TEXT NOT NULL, correlation BLOB
 );
-CREATE TABLE pictures (
+CREATE TABLE IF NOT EXISTS pictures (
     client TEXT NOT NULL, id TEXT NOT NULL, n INTEGER NOT NULL, ts REAL NOT NULL,
     data BLOB NOT NULL, PRIMARY KEY (client, id, n)
+);
+CREATE TABLE IF NOT EXISTS conversations (
+    client TEXT NOT NULL, session TEXT NOT NULL, system TEXT NOT NULL, turns TEXT NOT NULL,
+    ts REAL NOT NULL, PRIMARY KEY (client, session)
 )
 """
-"""All tables of this version, statement after statement."""
+"""All tables, statement after statement; a file of before one was added is given it."""
 
 # Of parts that no open request asks for; settings allow a wait of an hour.
 _PARTS_KEPT_S = 3600.0
@@ -69,7 +78,7 @@ UPDATE OR IGNORE requests SET accepted_ts = accepted_ts + :by_s, deadline_ts = d
 """
 
 
-def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901 - a case each
+def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901, PLR0912 - a case each
     """Write an entry, within the transaction that is open."""
     match entry:
         case Accepted():
@@ -86,6 +95,16 @@ def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901 - a
             database.execute(_DROP_STRAY_PARTS, (ts - _PARTS_KEPT_S,))
         case PartsDropped(client, request_id):
             database.execute(_DROP_PARTS, (client, request_id))
+        case ConversationKept(client, session, system, turns, ts):
+            said = json.dumps([[turn.role, turn.content] for turn in turns], ensure_ascii=False)
+            database.execute(
+                "INSERT OR REPLACE INTO conversations VALUES (?, ?, ?, ?, ?)",
+                (client, session, system, said, ts),
+            )
+        case ConversationDropped(client, session):
+            database.execute(
+                "DELETE FROM conversations WHERE client = ? AND session = ?", (client, session)
+            )
         case Marked(number):
             database.execute("UPDATE requests SET marked = 1 WHERE number = ?", (number,))
         case Ended(number, outcome, ts):
@@ -104,6 +123,7 @@ def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901 - a
         case Stepped(by_s):
             database.execute(_STEP, {"by_s": by_s})
             database.execute("UPDATE OR IGNORE pictures SET ts = ts + ?", (by_s,))
+            database.execute("UPDATE OR IGNORE conversations SET ts = ts + ?", (by_s,))
         case Tried():
             database.execute(f"PRAGMA user_version={SCHEMA}")
         case _:
@@ -180,7 +200,26 @@ def read(database: sqlite3.Connection) -> Left:
             " ORDER BY number"
         )
     ]
-    return Left(tuple(rows), tuple(parts))
+    conversations = [_conversation(*row) for row in database.execute("SELECT * FROM conversations")]
+    return Left(tuple(rows), tuple(parts), tuple(conversations))
+
+
+def _conversation(
+    client: Any, session: Any, system: Any, turns: Any, ts: object
+) -> ConversationKept:
+    """Nothing is owed to anybody for it: where it cannot be read it is empty."""
+    try:
+        said = tuple(Turn(role, content) for role, content in json.loads(turns))
+        sound = all(
+            turn.role in ("user", "assistant") and isinstance(turn.content, str) for turn in said
+        )
+    except (ValueError, TypeError):
+        sound = False
+    texts = all(isinstance(text, str) for text in (client, session, system))
+    sound = sound and texts and isinstance(ts, float)
+    return ConversationKept(
+        *(str(client), str(session), system if sound else "", said if sound else (), _ts(ts))
+    )
 
 
 def _row(

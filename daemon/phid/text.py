@@ -93,7 +93,8 @@ class TextRuntime:
                 kept.drop()
                 kept = None
             elif (warm := kept.take(prompt, options, schema)) is None:
-                options["max_length"] = self._roomy(options["max_length"], end, kept)
+                grows = kept.outgrown or job.history is not None
+                options["max_length"] = self._roomy(options["max_length"], end, grows=grows)
         cache = 0 if warm else options["max_length"] * self.facts.kv_bytes_per_token
         if first and line is not None:
             cache += (len(prompt) if views else first) * line.token_bytes
@@ -114,10 +115,10 @@ class TextRuntime:
             "kept": kept,
         }
 
-    def _roomy(self, needed: int, end: int, kept: prefix.Prefix) -> int:
+    def _roomy(self, needed: int, end: int, *, grows: bool) -> int:
         """How long to make the cache of a job that needs so much, where memory allows more."""
-        for outgrown in (kept.outgrown, False):
-            more = prefix.length(needed, end, outgrown=outgrown)
+        for much in (grows, False):
+            more = prefix.length(needed, end, grows=much)
             try:
                 if not self._elsewhere:
                     memory.check(more * self.facts.kv_bytes_per_token, self._memory_bytes)

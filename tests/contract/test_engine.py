@@ -171,6 +171,66 @@ def test_two_jobs_in_a_row_do_not_disturb_each_other(
     assert {e.job_id for e in second} == {"b"}  # type: ignore[union-attr]
 
 
+TALK = (
+    *(Turn("user", "I am called Ada."), Turn("assistant", "Hello Ada.")),
+    *(Turn("user", "I live in Rome."), Turn("assistant", "A fine town.")),
+)
+RULES = Turn("system", "Be brief.")
+
+
+@pytest.mark.parametrize("system", [(), (RULES,)])
+def test_a_history_is_put_before_the_jobs_own_turns(
+    shared: EngineProcess, subject: Subject, system: tuple[Turn, ...]
+) -> None:
+    asked = Turn("user", "What am I called?")
+    whole = finished(shared.ask(subject.job((*system, *TALK, asked), max_tokens=12)))
+    job = replace(subject.job((*system, asked), max_tokens=12), history=TALK)
+    events = shared.ask(job)
+    assert isinstance(events[0], Started)
+    assert events[0].history == 4
+    end = finished(events)
+    assert end.usage.prompt_tokens == whole.usage.prompt_tokens
+    assert end.text == whole.text
+
+
+def test_a_history_without_room_for_the_answer_loses_its_older_half(
+    start: Start, subject: Subject
+) -> None:
+    engine = start()
+    engine.load(replace(subject.load, max_context=300))
+    said = Turn("user", "The sea was calm that day. " * 6), Turn("assistant", "Yes.")
+    job = subject.job("And now?", max_tokens=60)
+    alone = finished(engine.ask(job)).usage.prompt_tokens
+    shown = []
+    for exchanges in range(9):
+        events = engine.ask(replace(job, history=said * exchanges))
+        assert isinstance(events[0], Started)
+        shown.append(events[0].history // 2)
+        assert events[0].prompt_tokens + 60 <= 300
+        assert (events[0].prompt_tokens > alone) == bool(events[0].history)
+        finished(events)
+    most = max(shown)
+    assert shown[: most + 1] == list(range(most + 1))
+    assert most < 8
+    # The next one is halved, and what is left has room to grow.
+    assert shown[most + 1] == (most + 1) // 2
+
+
+def test_a_history_saves_no_job_that_is_too_large_alone(start: Start, subject: Subject) -> None:
+    engine = start()
+    engine.load(replace(subject.load, max_context=300))
+    end = failed(engine.ask(replace(subject.job(subject.read(300)), history=TALK)))
+    assert (end.code, end.field) == (Code.TOO_LARGE, "prompt")
+
+
+def test_a_history_that_the_model_does_not_take_is_left_out(
+    shared: EngineProcess, subject: Subject
+) -> None:
+    odd = (Turn("assistant", "x"), Turn("assistant", "y"), Turn("assistant", "z"))
+    end = finished(shared.ask(replace(subject.job("Hello", max_tokens=4), history=odd)))
+    assert end.usage.output_tokens
+
+
 def test_greedy_is_deterministic(shared: EngineProcess, subject: Subject) -> None:
     job = subject.job(subject.talk(24), max_tokens=24)
     assert finished(shared.ask(job)).text == finished(shared.ask(job)).text

@@ -628,7 +628,7 @@ def test_prompts_and_answers_are_in_no_log_and_no_report(
             json.dumps({"prompt": "x", "stream": secret}),
             json.dumps({"prompt": "x", "model": secret}),
             json.dumps({"prompt": "x", "v": secret}),
-            json.dumps({"prompt": "x", "session": secret}),
+            json.dumps({"prompt": "x", "session": f"{secret}/"}),
             json.dumps({"prompt": "x", "reply_to": secret}),
             json.dumps({"prompt": "x", "tags": {"t": [secret]}}),
             json.dumps({"prompt": "x", "response_format": {"type": secret}}),

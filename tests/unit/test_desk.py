@@ -25,7 +25,7 @@ from phid.link import PahoLink
 from phid.messages import ErrorMessage
 from phid.outbox import Outbox
 from phid.records import Records
-from phid.sections import Limits
+from phid.sections import Limits, Sessions
 from phid.settings import Settings
 from phid.traffic import Connected, Decision, Inbound, Protocol
 from phid.worker import Worker
@@ -121,6 +121,10 @@ def test_what_was_accepted_with_its_parts_is_taken_over_whatever_room_there_is(d
     assert (len(desk.backlog), len(desk.gathering)) == (count, 0)
 
 
+def keep_none(desk: Desk) -> None:
+    desk.conversations.configure(Sessions(most=0))
+
+
 @pytest.mark.parametrize(
     ("prepare", "fields", "client", "code"),
     [
@@ -131,7 +135,7 @@ def test_what_was_accepted_with_its_parts_is_taken_over_whatever_room_there_is(d
         (lambda _: None, ', "model": "other"', "c", Code.NOT_FOUND),
         (known, ', "id": "i"', "known", Code.ID_CONFLICT),
         (lambda _: None, ', "priority": 99', "c", Code.BAD_REQUEST),
-        (lambda _: None, ', "session": "s"', "c", Code.UNSUPPORTED),
+        (keep_none, ', "session": "s"', "c", Code.UNSUPPORTED),
     ],
     ids=["full", "its share", "paused", "its rate", "model", "conflict", "bad", "unsupported"],
 )

@@ -218,13 +218,6 @@ def test_a_thousand_wrong_properties_are_refused_in_no_time() -> None:
     assert time.thread_time() - began < 0.1 * SLOWNESS
 
 
-def test_a_field_of_a_later_version_is_unsupported_unless_null() -> None:
-    failure = decode(full(session="s"))
-    assert isinstance(failure, Failure)
-    assert (failure.code, failure.field) == (Code.UNSUPPORTED, "session")
-    assert isinstance(decode(full(session=None)), Request)
-
-
 def test_the_digest_is_of_what_is_asked_and_not_of_the_way_back() -> None:
     def digest(**fields: Any) -> str:
         request = decode(full(**fields))
