@@ -44,13 +44,13 @@ _RETRIABLE = frozenset({Code.BUSY, Code.LOADING, Code.PAUSED, Code.DRAINING})
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class Question:
     """What to ask, and how long to wait. With `wait` it is asked until a device takes it."""
 
     request: Request
     timeout_s: float
-    wait: bool
-    as_json: bool
+    wait: bool = False
+    as_json: bool = False
 
 
 def add_parser(
@@ -131,8 +131,8 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
         return _misused(refusal(Request, error).failure.message)
     except (OSError, ValueError) as error:
         return _misused(str(error))
-    question = _Question(request, options.timeout, options.wait, options.json)
-    return _ask(settings, question, sys.stdout, sys.stderr)
+    question = Question(request, options.timeout, options.wait, options.json)
+    return ask(settings, question, sys.stdout, sys.stderr)
 
 
 def _misused(says: str) -> int:
@@ -190,8 +190,11 @@ def _pictures(options: argparse.Namespace) -> list[tuple[str, bytes]]:
     return pictures
 
 
-def _ask(settings: Settings, question: _Question, out: TextIO, err: TextIO) -> int:
-    """Ask, print, and give the exit status. Raises client.Unreachable."""
+def ask(settings: Settings, question: Question, out: TextIO, err: TextIO) -> int:
+    """Ask, print, and give the exit status. Raises client.Unreachable.
+
+    Interrupted, it cancels the request.
+    """
     topics, name = settings.topics, question.request.client
     assert name is not None
     late = time.monotonic() + question.timeout_s
@@ -232,7 +235,7 @@ def _ask(settings: Settings, question: _Question, out: TextIO, err: TextIO) -> i
 def _converse(
     client: Client,
     topics: Topics,
-    question: _Question,
+    question: Question,
     late: float,
     out: TextIO,
 ) -> Outcome | None:
@@ -320,7 +323,7 @@ class _Printer:
             print(text, end="", file=self._out, flush=True)
 
 
-def _report(outcome: Outcome, question: _Question, out: TextIO, err: TextIO) -> int:
+def _report(outcome: Outcome, question: Question, out: TextIO, err: TextIO) -> int:
     if question.as_json:
         print(outcome.model_dump_json(exclude_none=True), file=out)
     if isinstance(outcome, ErrorMessage):

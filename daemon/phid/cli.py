@@ -1,4 +1,4 @@
-"""The command line: phid run, ask, fleet, doctor, config, models, acl, broker."""
+"""The command line: phid run, ask, chat, fleet, doctor, config, models, acl, broker."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from phid import (
     acl,
     amounts,
     ask,
+    dialogue,
     doctor,
     exits,
     fleet,
@@ -33,6 +34,7 @@ such as PHID_MQTT__HOST for mqtt.host.
 
   phid run                                the daemon
   phid ask "Why is the sky blue?"         a request, its answer streamed
+  phid chat                               a conversation, line by line
   phid fleet --once                       who is there
   phid doctor                             what is wrong here, and what mends it
   phid config show                        every setting, and where it comes from
@@ -172,6 +174,7 @@ exit status:
     run.set_defaults(command=_run)
 
     ask.add_parser(commands, [shared, wire, device])
+    dialogue.add_parser(commands, [shared, wire, device])
     fleet.add_parser(commands, [shared, wire])
     doctor.add_parser(commands, [shared, wire, device])
     _add_config(commands, shared, [wire, device])

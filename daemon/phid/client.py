@@ -92,8 +92,8 @@ class Client:
         correlation: bytes | None = None,
         expiry_s: int | None = None,
         must_be_heard: bool = False,
-    ) -> None:
-        """Publish at QoS 1, without waiting for the broker.
+    ) -> int:
+        """Publish at QoS 1, without waiting for the broker: the publication's number.
 
         With `must_be_heard`, `receive` raises Unheard when the broker says that nobody is, and
         Forbidden when it does not take it.
@@ -108,6 +108,15 @@ class Client:
         )
         if must_be_heard:
             self._to_be_heard.add(mid)
+        return mid
+
+    def wait_for(self, mid: int, timeout_s: float) -> None:
+        """Wait until the broker has this publication, or time is up; what else comes is lost."""
+        until = time.monotonic() + timeout_s
+        while (left := until - time.monotonic()) > 0:
+            event = self._inbox.get(left)
+            if isinstance(event, Sent) and event.mid == mid:
+                return
 
     def receive(self, until: float) -> Inbound | None:
         """The next message; None when there is none until then (monotonic seconds).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -277,6 +278,79 @@ def test_ask_that_is_interrupted_cancels_its_request(daemon: Daemon, asker: Requ
     assert event.json["outcome"] == "cancelled"
 
 
+# phid chat.
+
+
+def turns_kept(daemon: Daemon, client: str, session: str) -> int:
+    with Requester(daemon.port, name=client) as asker:
+        return int(asker.ask("x", session=session)["session_turns"])
+
+
+def test_chat_goes_on_from_line_to_line_and_leaves_nothing(
+    daemon: Daemon, asker: Requester
+) -> None:
+    said = f"hello\n\n{script(recall=True)}\n"
+    asker.listen(f"{BASE}/dut/in/#")
+    told = phid(daemon.port, "chat", "--system", "Be brief.", "--client", "talker", stdin=said)
+    assert told.returncode == 0
+    shown = [["system", "Be brief."], ["user", "hello"], ["assistant", "hello"]]
+    assert told.stdout == f"hello\n{json.dumps(shown)}\n"
+    assert [line.rpartition("; ")[2] for line in told.stderr.splitlines()] == [
+        "after 0 turns",
+        "after 2 turns",
+    ]
+    forgotten = asker.wait(lambda h: "/in/cancel/talker" in h.topic).json["session"]
+    assert turns_kept(daemon, "talker", forgotten) == 0
+
+
+def test_chat_keeps_a_session_that_has_a_name(daemon: Daemon) -> None:
+    mine = ("chat", "--client", "me", "--session", "hall")
+    phid(daemon.port, *mine, stdin="one\n")
+    assert phid(daemon.port, *mine, stdin="two\n").stderr.endswith("; after 2 turns\n")
+    assert turns_kept(daemon, "me", "hall") == 4
+    assert phid(daemon.port, "chat", "--session", "hall").returncode == exits.USAGE
+
+
+def test_chat_ends_where_nobody_is_and_tells_what_is_wrong(daemon: Daemon) -> None:
+    assert phid(free_port(), "chat", stdin="x\n").returncode == exits.UNREACHABLE
+    nobody = phid(daemon.port, "chat", stdin="x\ny\n", PHID_DEVICE="nobody")
+    assert (nobody.returncode, nobody.stderr.count("nobody")) == (exits.NO_ANSWER, 1)
+    wrong = phid(daemon.port, "chat", "--temperature", "9", stdin="x\n")
+    assert (wrong.returncode, "temperature" in wrong.stderr) == (exits.USAGE, True)
+    failed = phid(daemon.port, "chat", stdin=f"{script(fail_at=1)}\n")
+    assert (failed.returncode, "internal" in failed.stderr) == (exits.ERROR, True)
+
+
+def test_ctrl_c_ends_an_answer_and_ctrl_d_the_chat(daemon: Daemon) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "phid", "chat", "--port", str(daemon.port), "--device", "dut"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "daemon"), "TERM": "dumb"}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        seen = b""
+
+        def wait_for(word: bytes) -> None:
+            nonlocal seen
+            while word not in seen:
+                seen += os.read(ours, 4096)
+            seen = seen.partition(word)[2]
+
+        wait_for(b"> ")
+        os.write(ours, script(tokens=500, token_ms=20).encode() + b"\n")
+        wait_for(b"t3 ")
+        process.send_signal(signal.SIGINT)
+        wait_for(b"cancelled")
+        wait_for(b"> ")
+        os.write(ours, b"and now?\n")
+        wait_for(b"after 2 turns")
+        wait_for(b"> ")
+        os.write(ours, b"\x04")
+        assert process.wait(20 * PATIENCE) == 0
+    os.close(ours)
+
+
 # phid fleet.
 
 
@@ -379,7 +453,7 @@ def test_models_lists_the_demo_model(models_dir: Path) -> None:
     assert "smollm2-135m-instruct" in phid(1, "models", PHID_MODELS_DIR=str(models_dir)).stdout
 
 
-@pytest.mark.parametrize("command", ["", "run", "ask", "fleet", "models", "broker"])
+@pytest.mark.parametrize("command", ["", "run", "ask", "chat", "fleet", "models", "broker"])
 def test_help_is_given(command: str) -> None:
     shown = phid(1, *filter(None, [command]), "--help")
     assert shown.returncode == 0
