@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import dataclass
 from typing import Literal
 
-from phid import bandwidth, catalog, fit, graphs, memory, proven, soundness, store
+from phid import bandwidth, catalog, fit, graphs, memory, packages, selection, soundness, store
 from phid.fit import Fitting, Machine
 from phid.jobs import Load
+from phid.proven import Recall
 from phid.settings import Settings
 from phid.store import StoredModel
 
@@ -26,14 +28,21 @@ class Proposal:
     tokens: int
 
 
-def machine(settings: Settings, *, measured: bool) -> Machine:
+def machine(providers: tuple[str, ...], *, measured: bool) -> Machine:
     """This machine, as models are fitted to it. Raises Unmeasurable if it is to be measured.
 
-    Its providers are the CPU, and what was proven here when the daemon or the doctor looked.
+    `providers` are those that it could run on here.
     """
     speed = bandwidth.measure() if measured else None
-    usable = proven.passed(Load("genai", "", "", settings.engine.threads), settings.wanted)
-    return Machine(memory.total_bytes(), memory.available_bytes(), usable, speed)
+    return Machine(memory.total_bytes(), memory.available_bytes(), providers, speed)
+
+
+def proven(settings: Settings) -> tuple[str, ...]:
+    """The CPU, after what was proven here when the daemon or the doctor looked."""
+    wanted = settings.wanted
+    # Of the model nothing is read for the small one's trials but the threads.
+    recall = Recall(Load("genai", "", "", settings.engine.threads), wanted)
+    return selection.usable(wanted, recall, packages.installed, windows=sys.platform == "win32")
 
 
 def preferred(settings: Settings, kind: Kind, *, measured: bool = True) -> StoredModel | None:
@@ -44,10 +53,11 @@ def preferred(settings: Settings, kind: Kind, *, measured: bool = True) -> Store
     here = store.models(settings.models_dir)
     if len(here) < 2:
         return here[0] if here else None
+    providers = proven(settings)
     try:
-        this = machine(settings, measured=measured)
+        this = machine(providers, measured=measured)
     except bandwidth.Unmeasurable:
-        this = machine(settings, measured=False)
+        this = machine(providers, measured=False)
     builds = catalog.builds(settings.catalog)
     alike = [model for model in here if model.kind == kind]
     return fit.preferred(alike, builds, this) or fit.preferred(here, builds, this)
@@ -65,7 +75,7 @@ def make(
 
     `providers` are those that it could run on here.
     """
-    this = replace(machine(settings, measured=True), providers=providers)
+    this = machine(providers, measured=True)
     here = {model.name: model for model in store.models(settings.models_dir)}
     builds = {build.name: build for build in catalog.builds(settings.catalog)}
     needs = []
