@@ -97,6 +97,12 @@ class Placing:
         """Have what was refused looked at again: a driver may have come."""
         self.refused, self.selection = self.selection, None
 
+    def forget(self) -> None:
+        """The model is another now: what was chosen, doubted and barred was so for the old one."""
+        self.selection, self._doubted = None, None
+        self._barred.clear()
+        self._crashes.clear()
+
     def place(self, load: Load) -> Load:
         """The command that loads the model where it was chosen to run."""
         assert self.selection is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,12 +46,20 @@ def proven(settings: Settings) -> tuple[str, ...]:
     return selection.usable(wanted, recall, packages.installed, windows=sys.platform == "win32")
 
 
-def preferred(settings: Settings, kind: Kind, *, measured: bool = True) -> StoredModel | None:
+def preferred(
+    settings: Settings,
+    kind: Kind,
+    *,
+    measured: bool = True,
+    here: Sequence[StoredModel] | None = None,
+) -> StoredModel | None:
     """The model to run for this kind where none is named; of another if no such one fits.
 
-    Takes about a second where several are here and the machine is to be `measured`.
+    It is one of those that are `here`: left out, all in the models folder. Takes about a second
+    where there are several and the machine is to be `measured`.
     """
-    here = store.models(settings.models_dir)
+    if here is None:
+        here = store.models(settings.models_dir)
     if len(here) < 2:
         return here[0] if here else None
     providers = proven(settings)
