@@ -351,14 +351,16 @@ def test_what_fit_prefers_is_run_where_none_is_named(models: Shelf, source: Path
 @pytest.mark.parametrize(
     ("vision", "text", "runs"),
     [
-        ("sees", "phi-3.5-mini-gpu", "sees"),  # not on a CPU
-        ("phi-4-multimodal-gpu", "one", "one"),  # not by phid
+        ("sees", "phi-3.5-mini-gpu", "sees"),
+        ("phi-4-multimodal-gpu", "one", "one"),
+        ("not-yet", "one", "one"),
     ],
-    ids=["the text model cannot", "the vision model cannot"],
+    ids=["not on a CPU", "neither there nor by phid", "not by phid"],
 )
 def test_who_can_run_answers_for_whoever_cannot_where_none_is_named(
     models: Shelf, source: Path, vision: str, text: str, runs: str
 ) -> None:
+    models.catalog = ({"name": "not-yet", "repo": "acme/not-yet", "unsupported": "not yet"},)
     models("import", str(TINY), "--name", vision)
     models("import", str(source), "--name", text)
     lines = lineup.read(models.settings)
