@@ -264,11 +264,12 @@ class Crew:
             if event is None:
                 continue
             if isinstance(event, Ready):
+                member.reckon()  # its files may have come while it was loaded
                 self.tell(member.model.name, "ready", None)
             elif isinstance(event, LoadFailed):
                 self.tell(member.model.name, "failed", event.message)
-                self._look_for(member)
-                if member.absence is not None:  # it was removed: no other engine would find it
+                self._look_for(member, failed=True)
+                if member.absence is not None:  # removed, or not all there: no engine would find it
                     member.worker.retire(time.monotonic())
                 self._abandon_switch(member.model.name)
             return member.worker, event
@@ -317,14 +318,12 @@ class Crew:
         return member
 
     def _known(self, name: str) -> Member:
-        member = self._members.get(name)
-        if member is None:
-            model = self._find(name)
-            if model is None:
-                says = f"there is no model {name} on this machine: see `phid models`"
-                raise Refused(Code.NOT_FOUND, says, field="model")
-            member = self._join(model)
-        return member
+        if name in self._members:
+            return self._members[name]
+        if (model := self._find(name)) is None:
+            says = f"there is no model {name} on this machine: see `phid models`"
+            raise Refused(Code.NOT_FOUND, says, field="model")
+        return self._join(model)
 
     def _start(self, member: Member) -> None:
         self._look_for(member)
@@ -337,8 +336,8 @@ class Crew:
             self._join(model).pinned = model.name in lineup.pinned
         self._defaults = {"text": lineup.text, "frame": lineup.frame}
 
-    def _look_for(self, member: Member) -> None:
-        if member.look(self._again) and member.absence is not None:
+    def _look_for(self, member: Member, *, failed: bool = False) -> None:
+        if member.look(time.monotonic(), failed=failed) and member.absence is not None:
             self.tell(member.model.name, "failed", member.absence)
 
     def _find_files(self, member: Member) -> None:
@@ -353,8 +352,10 @@ class Crew:
         self._look_at = now + _LOOK_S
         for member in [m for m in self._members.values() if m.absence is not None]:
             self._look_for(member)
+            if member.absence is None:  # it was read: the next one at the next look
+                break
         if not self._members:
-            self._take_over(self._again())
+            self._take_over(self._again(now))
 
     def _retire(self, member: Member, reason: str, now: float) -> None:
         _log.info("model_unloaded", model=member.model.name, reason=reason)

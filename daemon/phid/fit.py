@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 from phid import graphs, memory, soundness
@@ -131,8 +133,9 @@ def of_build(build: Build) -> Needs:
 def of_folder(model: StoredModel, build: Build | None = None) -> Needs:
     """A model's needs by its own files; its rank is that of the catalog's build, if there is one.
 
-    Takes tens of milliseconds: it reads the decoder's graph, not its weights. Raises
-    soundness.NoModel, graphs.NotOnnx or OSError.
+    Takes tens of milliseconds, and of a graph that is as it was when it was last read next to none:
+    it reads the decoder's graph, not its weights. Raises soundness.NoModel, graphs.NotOnnx or
+    OSError.
     """
     config = soundness.config(model.path)
     decoder = config.get("decoder") or {}
@@ -140,20 +143,31 @@ def of_folder(model: StoredModel, build: Build | None = None) -> Needs:
     layers, heads, size = (n if isinstance(n, int) else 0 for n in sizes)
     width = 4 if build is None or "cpu" in build.providers else 2
     graph = model.path / str(decoder.get("filename", ""))
-    there = graph.is_file()
+    read_bytes, block = _read(graph) if graph.is_file() else (0, graphs.BLOCK)
     return Needs(
         name=model.name,
         kind=model.kind,
         files_bytes=model.size_bytes,
-        read_bytes=graphs.read(graph).read_bytes() if there else 0,
+        read_bytes=read_bytes,
         kv_bytes_per_token=2 * layers * heads * size * width,
         layers=layers,
         context=model.context,
         providers=build.providers if build else ("cpu",),
         rank=build.rank if build else _RANK,
         unsupported=build.unsupported if build else "",
-        block=graphs.block_size(graph) if there else graphs.BLOCK,
+        block=block,
     )
+
+
+def _read(graph: Path) -> tuple[int, int]:
+    """How many bytes of its weights a step reads, and how many of them share a scale."""
+    stat = graph.stat()
+    return _read_once(graph, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _read_once(graph: Path, _as_it_is: tuple[int, int, int]) -> tuple[int, int]:
+    return graphs.read(graph).read_bytes(), graphs.block_size(graph)
 
 
 def judge(

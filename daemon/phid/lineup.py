@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from phid import fit, graphs, proposal, soundness, store
+from phid import fit, graphs, proposal, proven, soundness, store
 from phid.jobs import Load
+from phid.newcomer import Newcomer
 from phid.proposal import Kind
 from phid.settings import Settings
+from phid.store import StoredModel
 
 # A job of a usual length must fit too.
 _USUAL_TOKENS = 1024
@@ -19,12 +21,14 @@ _USUAL_TOKENS = 1024
 class Model:
     """A model that can be run. `kind` is None where its files do not tell.
 
-    `needed_bytes` is what its process will take with a job of usual length: reckoned, not measured.
+    `needed_bytes` is what its process will take with a job of usual length: reckoned, not measured,
+    from the files whose fingerprint was `seen`.
     """
 
     load: Load
     kind: Kind | None = None
     needed_bytes: int = 0
+    seen: str = ""
 
     @property
     def name(self) -> str:
@@ -37,7 +41,8 @@ class Lineup:
     """The models of this device, and whose turn it is where a request names none.
 
     `text` answers on in/text, `frame` on in/frame; `pinned` ones stay loaded. `find` gives another
-    one that is on this machine, for whoever operates it; `again` reads it all anew, in no time.
+    one that is on this machine, for whoever operates it; `again` looks anew, where there is none,
+    for such as have come whole, and reads one graph at a time at most.
     """
 
     models: tuple[Model, ...] = ()
@@ -45,36 +50,37 @@ class Lineup:
     frame: str | None = None
     pinned: frozenset[str] = frozenset()
     find: Callable[[str], Model | None] = field(default=lambda _: None, compare=False)
-    again: Callable[[], Lineup] = field(default=lambda: NOTHING, compare=False)
+    again: Callable[[float], Lineup] = field(default=lambda _now: NOTHING, compare=False)
 
 
 NOTHING: Lineup = Lineup()
 
 
-def read(settings: Settings, *, measured: bool = True) -> Lineup:
+def read(
+    settings: Settings, *, measured: bool = True, here: Sequence[StoredModel] | None = None
+) -> Lineup:
     """The models that the settings name, there or not; none if there is not even a default.
 
     `measured`: of several one is chosen by how fast this machine is, too, which takes a second.
+    Of those that are `here`; left out: of all in the models folder.
     """
     engine = settings.engine
-    text = model_of(settings, engine.model, measured=measured)
+    nothing = replace(NOTHING, find=lambda name: _stored(settings, name), again=_Again(settings))
+    text = model_of(settings, engine.model, measured=measured, here=here)
     if text is None:
-        return replace(
-            NOTHING, find=lambda name: _stored(settings, name), again=lambda: _again(settings)
-        )
+        return nothing
     frame: Model | None = text
     if engine.frame_model or not engine.model:
-        frame = model_of(settings, engine.frame_model, "vision", measured=measured)
+        frame = model_of(settings, engine.frame_model, "vision", measured=measured, here=here)
     others = [model_of(settings, name) for name in (*engine.models, *engine.pinned)]
     models = {model.name: model for model in (text, frame, *others) if model is not None}
     pinned = [model_of(settings, name) for name in engine.pinned]
-    return Lineup(
+    return replace(
+        nothing,
         models=tuple(models.values()),
         text=text.name,
         frame=frame.name if frame else text.name,
         pinned=frozenset(model.name for model in pinned if model is not None),
-        find=lambda name: _stored(settings, name),
-        again=lambda: _again(settings),
     )
 
 
@@ -92,27 +98,50 @@ def absence(load: Load) -> str | None:
     return None
 
 
+def has_changed(model: Model) -> bool:
+    """Whether its files are other ones than those that it was reckoned from."""
+    return model.load.runtime != "scripted" and proven.fingerprint(Path(model.load.path)) != (
+        model.seen
+    )
+
+
+def reckoned(model: Model) -> Model:
+    """The model by the files that it has now; itself where they have not changed."""
+    if not has_changed(model):
+        return model
+    kind, needed, seen = _reckon(Path(model.load.path))
+    return replace(model, kind=kind, needed_bytes=needed, seen=seen)
+
+
 def model_of(
-    settings: Settings, wanted: str, kind: Kind = "text", *, measured: bool = True
+    settings: Settings,
+    wanted: str,
+    kind: Kind = "text",
+    *,
+    measured: bool = True,
+    here: Sequence[StoredModel] | None = None,
 ) -> Model | None:
     """The model of this name or path; None where an empty name finds none that can run.
 
-    Of several it means the one of this kind that `fit` prefers; `measured` as for `read`.
+    Of several it means the one of this kind that `fit` prefers; `measured` and `here` as for
+    `read`.
     """
     engine = settings.engine
     its_kind: Kind | None = None
-    needed = 0
+    needed, seen = 0, ""
     if engine.runtime == "scripted":
         name, _, path = wanted.partition("?")  # what the script says of its loading
         name = name or "scripted"
     else:
-        found = store.resolve(wanted, settings.models_dir)
-        if found is None and (best := proposal.preferred(settings, kind, measured=measured)):
+        found = store.resolve(wanted, settings.models_dir) if wanted else None
+        if not wanted and (
+            best := proposal.preferred(settings, kind, measured=measured, here=here)
+        ):
             found = best.name, best.path
         if found is None:
             return None
         name, path = found[0], str(found[1])
-        its_kind, needed = _reckon(found[1])
+        its_kind, needed, seen = _reckon(found[1])
     load = Load(
         runtime=engine.runtime,
         model=name,
@@ -125,14 +154,33 @@ def model_of(
         loop_tokens=engine.loop_tokens,
         prefix_cache=engine.prefix_cache,
     )
-    return Model(load, its_kind, needed)
+    return Model(load, its_kind, needed, seen)
 
 
-def _again(settings: Settings) -> Lineup:
-    try:
-        return read(settings, measured=False)
-    except OSError:  # not now
-        return NOTHING
+class _Again:
+    """Looks for models where there was none. Owner thread only."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._newcomers: dict[Path, Newcomer] = {}
+        self._read: set[Path] = set()
+
+    def __call__(self, now: float) -> Lineup:
+        """What the settings mean of all that is whole; nothing while there is more to be read."""
+        try:
+            found = store.models(self._settings.models_dir)
+            before = self._newcomers
+            self._newcomers = {m.path: before.get(m.path) or Newcomer(m.path) for m in found}
+            whole = [model for model in found if self._newcomers[model.path].is_whole(now)]
+            unread = [model.path for model in whole if model.path not in self._read]
+            if unread:  # a graph takes tens of milliseconds, and is remembered then
+                _reckon(unread[0])
+                self._read.add(unread[0])
+            if not whole or unread[1:]:
+                return NOTHING
+            return read(self._settings, measured=False, here=whole)
+        except OSError:  # not now
+            return NOTHING
 
 
 def _stored(settings: Settings, name: str) -> Model | None:
@@ -141,12 +189,16 @@ def _stored(settings: Settings, name: str) -> Model | None:
     return model_of(settings, name) if name in known else None
 
 
-def _reckon(folder: Path) -> tuple[Kind | None, int]:
-    """What kind of model a folder holds, and what its engine will take, in bytes; 0: unknown."""
+def _reckon(folder: Path) -> tuple[Kind | None, int, str]:
+    """What kind of model a folder holds, what its engine will take in bytes, by what was seen.
+
+    The bytes are 0 where they are not known.
+    """
+    seen = proven.fingerprint(folder)
     stored = store.read(folder)
     if stored is None:
-        return None, 0
+        return None, 0, seen
     try:
-        return stored.kind, fit.of_folder(stored).memory_bytes(_USUAL_TOKENS)
+        return stored.kind, fit.of_folder(stored).memory_bytes(_USUAL_TOKENS), seen
     except (soundness.NoModel, graphs.NotOnnx, OSError):
-        return stored.kind, 0
+        return stored.kind, 0, seen

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from phid import lineup, log
 from phid.errors import Code, Failure
-from phid.lineup import Lineup, Model
+from phid.lineup import Model
+from phid.newcomer import Newcomer
 from phid.proposal import Kind
 from phid.worker import Worker
 
@@ -20,7 +21,7 @@ class Member:
     """A model and its worker. `leaving` says why it is to be unloaded, until it is wanted again.
 
     `ordered`: an operator wants it loaded, and it is not yet. `absence` says that its files were
-    not there when last looked for.
+    not there when last looked for, or not yet all of them: `newcomer` is who is coming then.
     """
 
     model: Model
@@ -29,19 +30,46 @@ class Member:
     ordered: bool = False
     pinned: bool = False
     absence: str | None = None
+    newcomer: Newcomer | None = None
 
-    def look(self, again: Callable[[], Lineup]) -> bool:
-        """See whether its files are there: True if that has changed. `again` reads what is."""
+    def look(self, now: float, *, failed: bool = False) -> bool:
+        """See whether its files are there: True if that has changed.
+
+        One that comes is not there before all of it is. If it has `failed`, its files must be those
+        that it was reckoned from, or it is one that comes: they were still being copied.
+        """
         was, self.absence = self.absence, lineup.absence(self.model.load)
-        if (was is None) == (self.absence is None):
-            return False
         if self.absence is not None:
+            self.newcomer = None
+        elif was is not None or (failed and lineup.has_changed(self.model)):
+            self.absence = self._what_is_missing(now)
+            if self.absence is None:
+                self._take_in()
+        changed = (was is None) != (self.absence is None)
+        if changed and self.absence is not None:
             _log.error("model_not_found", model=self.model.name, reason=self.absence)
-            return True
-        fresh = (model for model in again().models if model.name == self.model.name)
-        self.model = next(fresh, self.model)  # what it will take is known now
+        return changed
+
+    def reckon(self) -> bool:
+        """See what it takes by the files it has now: True if they were others before."""
+        was, self.model = self.model, lineup.reckoned(self.model)
+        return self.model is not was
+
+    def _what_is_missing(self, now: float) -> str | None:
+        """That it is still coming; None once all of it is there."""
+        folder = Path(self.model.load.path)
+        if self.newcomer is None:
+            self.newcomer = Newcomer(folder)
+        if self.newcomer.is_whole(now):
+            return None
+        return f"{self.model.name} is still being copied to {folder.parent}"
+
+    def _take_in(self) -> None:
+        """All of it is there: what was known is of a part, or of the one before it."""
+        self.newcomer = None
+        if self.reckon():
+            self.worker.placing.forget()
         _log.info("model_found", model=self.model.name)
-        return True
 
     @property
     def takes_memory(self) -> bool:

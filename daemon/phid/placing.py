@@ -9,7 +9,7 @@ from dataclasses import replace
 from phid import packages, selection
 from phid.jobs import EngineFacts, Load
 from phid.proofs import Evidence, Prove, Report, Selection, Stage, Wanted
-from phid.proven import Proven, Surroundings
+from phid.proven import Recall
 from phid.providers import CPU, PROVIDERS, UNKNOWN
 
 _CRASHES, _WITHIN_S = 3, 600.0
@@ -97,6 +97,12 @@ class Placing:
         """Have what was refused looked at again: a driver may have come."""
         self.refused, self.selection = self.selection, None
 
+    def forget(self) -> None:
+        """The model is another now: what was chosen, doubted and barred was so for the old one."""
+        self.selection, self._doubted = None, None
+        self._barred.clear()
+        self._crashes.clear()
+
     def place(self, load: Load) -> Load:
         """The command that loads the model where it was chosen to run."""
         assert self.selection is not None
@@ -149,17 +155,10 @@ class Placing:
         self._doubted, self.selection = None, None
 
     def _recall(self) -> Selection:
-        proven: Proven | None = None
-        around: Surroundings | None = None
+        recall = Recall(self._load, self._wanted)
 
         def look(provider: str, stage: Stage) -> Evidence:
-            nonlocal proven, around
-            if provider == self._doubted:
-                raise _NotProvenError
-            if proven is None or around is None:
-                proven = Proven(self._wanted.memory)
-                around = Surroundings.of(self._load)
-            found = proven.find(around.key(provider, stage, self._wanted))
+            found = None if provider == self._doubted else recall(provider, stage)
             if found is None:
                 raise _NotProvenError
             return found

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from phid import bandwidth, catalog, fit, graphs, memory, proven, soundness, store
+from phid import bandwidth, catalog, fit, graphs, memory, packages, selection, soundness, store
 from phid.fit import Fitting, Machine
 from phid.jobs import Load
+from phid.proven import Recall
 from phid.settings import Settings
 from phid.store import StoredModel
 
@@ -26,28 +29,44 @@ class Proposal:
     tokens: int
 
 
-def machine(settings: Settings, *, measured: bool) -> Machine:
+def machine(providers: tuple[str, ...], *, measured: bool) -> Machine:
     """This machine, as models are fitted to it. Raises Unmeasurable if it is to be measured.
 
-    Its providers are the CPU, and what was proven here when the daemon or the doctor looked.
+    `providers` are those that it could run on here.
     """
     speed = bandwidth.measure() if measured else None
-    usable = proven.passed(Load("genai", "", "", settings.engine.threads), settings.wanted)
-    return Machine(memory.total_bytes(), memory.available_bytes(), usable, speed)
+    return Machine(memory.total_bytes(), memory.available_bytes(), providers, speed)
 
 
-def preferred(settings: Settings, kind: Kind, *, measured: bool = True) -> StoredModel | None:
+def proven(settings: Settings) -> tuple[str, ...]:
+    """The CPU, after what was proven here when the daemon or the doctor looked."""
+    wanted = settings.wanted
+    # Of the model nothing is read for the small one's trials but the threads.
+    recall = Recall(Load("genai", "", "", settings.engine.threads), wanted)
+    return selection.usable(wanted, recall, packages.installed, windows=sys.platform == "win32")
+
+
+def preferred(
+    settings: Settings,
+    kind: Kind,
+    *,
+    measured: bool = True,
+    here: Sequence[StoredModel] | None = None,
+) -> StoredModel | None:
     """The model to run for this kind where none is named; of another if no such one fits.
 
-    Takes about a second where several are here and the machine is to be `measured`.
+    It is one of those that are `here`: left out, all in the models folder. Takes about a second
+    where there are several and the machine is to be `measured`.
     """
-    here = store.models(settings.models_dir)
+    if here is None:
+        here = store.models(settings.models_dir)
     if len(here) < 2:
         return here[0] if here else None
+    providers = proven(settings)
     try:
-        this = machine(settings, measured=measured)
+        this = machine(providers, measured=measured)
     except bandwidth.Unmeasurable:
-        this = machine(settings, measured=False)
+        this = machine(providers, measured=False)
     builds = catalog.builds(settings.catalog)
     alike = [model for model in here if model.kind == kind]
     return fit.preferred(alike, builds, this) or fit.preferred(here, builds, this)
@@ -65,7 +84,7 @@ def make(
 
     `providers` are those that it could run on here.
     """
-    this = replace(machine(settings, measured=True), providers=providers)
+    this = machine(providers, measured=True)
     here = {model.name: model for model in store.models(settings.models_dir)}
     builds = {build.name: build for build in catalog.builds(settings.catalog)}
     needs = []

@@ -13,8 +13,6 @@ from typing import Any, Self
 from phid import devices, log, packages, statefile
 from phid.jobs import Load
 from phid.proofs import Evidence, Stage, Wanted
-from phid.providers import CPU, candidates
-from phid.traces import main_provider
 
 FILE = "providers.json"
 _SCHEMA = 1
@@ -62,18 +60,20 @@ class Surroundings:
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
-def passed(load: Load, wanted: Wanted) -> tuple[str, ...]:
-    """The providers that have run the small model here, as far as the file knows; the CPU last.
+class Recall:
+    """What the file knows of the trials of a model: it is read when that is first asked."""
 
-    `load` is read for its threads alone.
-    """
-    known, around = Proven(wanted.memory), Surroundings.of(load)
-    names = []
-    for name in candidates(wanted.providers, strict=wanted.strict):
-        evidence = known.find(around.key(name, "probe", wanted))
-        if evidence is not None and evidence.ran and main_provider(evidence.placement) == name:
-            names.append(name)
-    return (*(name for name in names if name != CPU), CPU)
+    def __init__(self, load: Load, wanted: Wanted) -> None:
+        self._load = load
+        self._wanted = wanted
+        self._read: tuple[Proven, Surroundings] | None = None
+
+    def __call__(self, provider: str, stage: Stage) -> Evidence | None:
+        """The evidence of a trial, if it holds still."""
+        if self._read is None:
+            self._read = Proven(self._wanted.memory), Surroundings.of(self._load)
+        known, around = self._read
+        return known.find(around.key(provider, stage, self._wanted))
 
 
 class Proven:

@@ -15,7 +15,7 @@ from phid.jobs import Load, Loading
 from phid.placement import Profile
 from phid.proofs import Evidence, Prove, Proved, Selection, Stage, Tried, Try, Wanted
 from phid.proven import Proven, Surroundings
-from phid.providers import CPU, PROVIDERS, candidates
+from phid.providers import CPU, PROVIDERS
 
 SMALL_MODEL = Path(__file__).parent / "small_model"
 """A Llama of two tiny layers: the kernels that a phi or llama takes, in 100 kB."""
@@ -52,18 +52,14 @@ def prove(
 def usable(
     load: Load, wanted: Wanted, report: Callable[[Loading], None], *, probe_s: float = _PROBE_S
 ) -> tuple[str, ...]:
-    """The providers that run the small model here, the CPU last: by what was proven, or by trials.
+    """`selection.usable`, by what was proven, or by trials; `load` is read for its threads alone.
 
-    For whoever has no model yet, and asks which. `load` is read for its threads alone. Whether one
-    runs the model that is then chosen is proven with that.
+    Whether one runs the model that is then chosen is proven with that.
     """
     attempts = _Attempts(Prove(load, wanted), report, probe_s)
-    names = []
-    for name in candidates(wanted.providers, strict=wanted.strict):
-        known = name == CPU or not PROVIDERS[name].small or packages.missing(name)
-        if not known and selection.probed(name, attempts.look(name, "probe")) is None:
-            names.append(name)
-    return (*names, CPU)
+    return selection.usable(
+        wanted, attempts.look, packages.installed, windows=sys.platform == "win32"
+    )
 
 
 class _Attempts:

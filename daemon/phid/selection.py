@@ -52,6 +52,30 @@ def choose(
     return Selection(wanted.providers, None, tuple(reports))
 
 
+def usable(
+    wanted: Wanted,
+    look: Callable[[str, Stage], Evidence | None],
+    installed: Installed,
+    *,
+    windows: bool,
+) -> tuple[str, ...]:
+    """The providers that run the small model here, the CPU last; `look` may know of no trial.
+
+    For whoever asks which model to have: no check with a real one comes after this, so that the
+    small one must have run there for as much of its time as a real one, and with the CPU's text.
+    """
+    names = []
+    for name in _in_order(wanted, windows=windows):
+        if name == CPU or not PROVIDERS[name].small or _absent(name, installed, windows=windows):
+            continue
+        evidence = look(name, "probe")
+        if evidence is None or probed(name, evidence) is not None:
+            continue
+        if evidence.placement[name] >= _LEAST_PCT:
+            names.append(name)
+    return (*names, CPU)
+
+
 _RESTART = "phid doctor looks at it again; restart the daemon to have it tried again"
 
 

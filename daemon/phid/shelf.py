@@ -16,18 +16,16 @@ from phid import (
     demo,
     exits,
     fit,
-    graphs,
-    manifest,
+    inventory,
     progress,
     proposal,
     prover,
-    soundness,
     store,
 )
-from phid.catalog import Build, Unknown
+from phid.catalog import Unknown
 from phid.jobs import Load
 from phid.settings import Settings
-from phid.store import StoredModel, StoreError
+from phid.store import StoreError
 
 Command = Callable[[Settings, argparse.Namespace], int]
 
@@ -130,53 +128,20 @@ def _list(settings: Settings, options: argparse.Namespace) -> int:
     names = {model.name for model in here}
     others = [b for b in builds.values() if b.name not in names] if options.all else []
     if options.json:
-        rows = [_row(model, builds.get(model.name)) for model in here]
-        rows += [_build_row(build) | {"here": False} for build in others]
+        rows = [inventory.row(model, builds.get(model.name)) for model in here]
+        rows += [inventory.build_row(build) | {"here": False} for build in others]
         print(json.dumps(rows))
         return 0
     if not here:
         print(f"no models in {settings.models_dir}: `phid models fit` says which to pull")
     for model in here:
-        size = f"{model.size_bytes / 1e6:.0f} MB"
-        print(f"{model.name}  {model.type}, context {model.context}, {size}  {model.path}")
+        print(inventory.line(model))
     if others:
         print("\nthat could be had (`phid models show NAME` has more):")
         width = max(len(build.name) for build in others)
         for build in others:
-            size = f"{'about ' * build.size_is_estimate}{build.size_bytes / 1e9:.1f} GB"
-            more = f"{build.title}, {build.kind}, {'/'.join(build.providers)}, {size}"
-            if build.source == "builder":
-                more += "; not to be pulled: a command makes it"
-            if build.unsupported:
-                more += "; not run by phid yet"
-            print(f"  {build.name.ljust(width)}  {more}")
+            print(f"  {build.name.ljust(width)}  {inventory.build_line(build)}")
     return 0
-
-
-def _row(model: StoredModel, build: Build | None) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "type": model.type,
-        "kind": model.kind,
-        "context": model.context,
-        "bytes": model.size_bytes,
-        "path": str(model.path),
-        "here": True,
-        "license": build.license if build else _manifest_license(model),
-    }
-
-
-def _manifest_license(model: StoredModel) -> str:
-    try:
-        made = manifest.read(model.path)
-    except (manifest.Newer, manifest.Damaged):
-        made = None
-    return made.license if made else "unknown"
-
-
-def _build_row(build: Build) -> dict[str, Any]:
-    row = build.model_dump(mode="json", exclude={"files", "size_bytes"})
-    return row | {"bytes": build.size_bytes, "pinned": build.pinned}
 
 
 def _show(settings: Settings, options: argparse.Namespace) -> int:
@@ -187,86 +152,20 @@ def _show(settings: Settings, options: argparse.Namespace) -> int:
     if build is None and model is None:
         catalog.find(options.name, settings.catalog)  # says what is near
         return exits.ERROR
-    facts: dict[str, Any] = _build_row(build) if build else {}
-    facts["sha256"] = build.sha256 if build else {}
-    if model is not None:
-        facts |= _row(model, build) | _made(model)
-    needs = _needs(model, build)
-    facts["memory_bytes"] = needs.memory_bytes(fit.CONTEXT)
-    facts["kv_bytes_per_token"] = needs.kv_bytes_per_token
-    facts["here"] = model is not None
+    facts = inventory.facts(model, build)
     if options.json:
         print(json.dumps(facts, ensure_ascii=False))
         return 0
-    for name, says in _in_words(facts, build).items():
+    for name, says in inventory.in_words(facts, build).items():
         print(f"{name:10}  {says}")
     return 0
-
-
-def _needs(model: StoredModel | None, build: Build | None) -> fit.Needs:
-    """What a model that is here needs, or else what its build says. Raises StoreError."""
-    if model is None:
-        assert build is not None
-        return fit.of_build(build)
-    try:
-        return fit.of_folder(model, build)
-    except (soundness.NoModel, graphs.NotOnnx) as error:
-        says = f"{model.path} is no whole model ({error}): see `phid models verify {model.name}`"
-        raise StoreError(says) from None
-
-
-def _made(model: StoredModel) -> dict[str, Any]:
-    """What the manifest says of a model."""
-    try:
-        made = manifest.read(model.path)
-    except (manifest.Newer, manifest.Damaged) as error:
-        return {"manifest": str(error)}
-    if made is None:
-        return {}
-    files = {name: kept.sha256 for name, kept in made.files.items()}
-    return {"made_from": made.source, "kept_at": made.kept_at, "sha256": files}
-
-
-def _in_words(facts: dict[str, Any], build: Build | None) -> dict[str, str]:
-    """The lines of `show`."""
-    lines = {"name": str(facts["name"])}
-    if build is not None:
-        lines["model"] = f"{build.title or build.name}, {build.kind}"
-        if build.source == "hub":
-            pin = "pinned" if build.pinned else "not pinned: the first pull records the commit"
-            lines["from"] = f"{build.repo}, {build.folder or '/'}, {build.revision} ({pin})"
-        if build.command:
-            lines["made by"] = _making(build)
-        if build.unsupported:
-            lines["not yet"] = f"phid cannot run it: {build.unsupported}"
-        lines["runs on"] = ", ".join(build.providers)
-    lines["licence"] = str(facts.get("license", "unknown"))
-    about = "about " if build and build.size_is_estimate and not facts["here"] else ""
-    lines["size"] = f"{about}{facts['bytes'] / 1e6:.0f} MB"
-    cache = facts["kv_bytes_per_token"] / 1024
-    gb = facts["memory_bytes"] / 1e9
-    lines["memory"] = f"{gb:.1f} GB at {fit.CONTEXT} tokens; {cache:.0f} KiB of it for each token"
-    lines["context"] = f"{facts['context']} tokens"
-    lines["hashes"] = f"{len(facts['sha256'])} known"
-    if "manifest" in facts:
-        lines["manifest"] = facts["manifest"]
-    if made := facts.get("made_from"):
-        lines["made from"] = ", ".join(f"{key} {value}" for key, value in made.items() if value)
-        lines["kept at"] = str(facts["kept_at"])
-    lines["here"] = str(facts["path"]) if facts["here"] else "no"
-    return lines
-
-
-def _making(build: Build) -> str:
-    """The commands that make a build which nobody offers, and take it in."""
-    return f"{build.command} && phid models import FOLDER --name {build.name}"
 
 
 def _pull(settings: Settings, options: argparse.Namespace) -> int:
     build = catalog.find(options.name, settings.catalog)
     if build.source == "builder":
         raise StoreError(
-            f"nobody offers a build of {build.title}; this makes one: {_making(build)}"
+            f"nobody offers a build of {build.title}; this makes one: {inventory.making(build)}"
         )
     if build.source == "demo":
         return _prepare(settings, options)

@@ -6,17 +6,22 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from phid import store
 from phid.crew import Crew
 from phid.errors import Code, Refused
 from phid.jobs import Job, Load, Sampling, Turn
 from phid.lineup import Lineup, Model
 from phid.worker import EngineEnded, EngineSaid, Worker, WorkerEvent
+from rig import ROOT
 from wire import PATIENCE
 
 GIB = 1 << 30
+TINY = ROOT / "tests" / "models" / "tiny-phi3v"
+TINY_BYTES = sum(file.stat().st_size for file in TINY.iterdir())
 
 
 def model(name: str, gib: int = 1, path: str = "") -> Model:
@@ -269,6 +274,30 @@ def test_a_model_that_is_not_on_this_machine_is_not_found(
     with pytest.raises(Refused) as refused:
         getattr(y.crew, act)("../../etc", time.monotonic(), **options)
     assert refused.value.failure.code is Code.NOT_FOUND
+
+
+def test_of_those_that_come_at_once_one_is_read_at_a_look(tmp_path: Path) -> None:
+    names = ("a", "b", "c")
+    models = [Model(Load("genai", name, str(tmp_path / name))) for name in names]
+    crew = Crew(Lineup(tuple(models)), partial(Worker, post=print, restart_max_s=1))
+    for name in names:
+        with pytest.raises(Refused):
+            crew.want(name, 0.0)
+        store.copy_in(TINY, tmp_path, name, lambda _stage, _fraction: None)
+    for number in (1, 2, 3):
+        crew.tick(2.0 * number)
+        there = [m for m in crew._members.values() if m.absence is None]
+        assert len(there) == number
+        assert all(m.model.needed_bytes for m in there)
+
+
+def test_one_that_was_completed_while_it_was_loaded_is_reckoned_by_what_it_is(
+    yard: Callable[..., Yard], tmp_path: Path
+) -> None:
+    store.copy_in(TINY, tmp_path, "m", lambda _stage, _fraction: None)
+    y = yard(Model(Load("genai", "m", str(tmp_path / "m")), seen="a part of it"), gib=9)
+    y.until(lambda: y.loaded() == {"m"})
+    assert y.crew._members["m"].model.needed_bytes > TINY_BYTES
 
 
 def use(y: Yard, name: str) -> None:

@@ -111,6 +111,19 @@ def bring(models_dir: Path, name: str) -> None:
     )
 
 
+def copied_slowly(folder: Path) -> Iterator[None]:
+    """A model, put there as `cp -r` does it; stops in the middle of its two largest files."""
+    folder.mkdir(parents=True)
+    for file in sorted(TINY.iterdir(), key=lambda path: path.stat().st_size):
+        content = file.read_bytes()
+        with (folder / file.name).open("wb", buffering=0) as copy:
+            if len(content) > 1_800_000:
+                copy.write(content[: len(content) // 2])
+                yield
+                content = content[len(content) // 2 :]
+            copy.write(content)
+
+
 def started(daemon: Daemon) -> int:
     """How many processes there have been for a model."""
     return len(daemon.logged("engine_started")) + len(daemon.logged("prover_started"))
@@ -159,6 +172,43 @@ def test_a_model_that_is_not_there_is_not_loading_and_is_run_when_it_comes(
     watcher.status("online", 60)
     assert watcher.ask("Say hello.", 60, max_tokens=4)["model"] == "eyes"
     assert started(daemon) == 1
+
+
+@pytest.mark.parametrize("named", ["", "eyes"])
+def test_a_model_that_is_copied_slowly_is_run_once_and_when_it_is_whole(
+    start_daemon: DaemonFactory, watcher: Requester, tmp_path: Path, named: str
+) -> None:
+    daemon = start_daemon(wait=False, engine__runtime="genai", engine__model=named, **EAGER)
+    watcher.listen(HEALTH)
+    watcher.status("degraded")
+    for _ in copied_slowly(tmp_path / "models" / "eyes"):
+        let_it_look(watcher)
+        assert watcher.ask("anyone?")["code"] == "not_found"
+        assert started(daemon) == 0
+    if named:
+        reason = f"not_found: eyes is still being copied to {tmp_path / 'models'}"
+        watcher.wait(lambda h: h.topic == STATUS and h.json["reason"] == reason)
+    watcher.status("online", 60)
+    assert watcher.ask("Say hello.", 60, max_tokens=4)["model"] == "eyes"
+    assert started(daemon) == 1
+    assert not daemon.logged("engine_load_failed")
+
+
+def test_a_model_that_is_half_copied_when_the_daemon_starts_is_run_when_it_is_whole(
+    start_daemon: DaemonFactory, watcher: Requester, tmp_path: Path
+) -> None:
+    copying = copied_slowly(tmp_path / "models" / "eyes")
+    next(copying)
+    # So long that an engine which is started again and again is not what helps.
+    slow = EAGER | {"engine__restart_max_s": 600}
+    daemon = start_daemon(wait=False, engine__runtime="genai", engine__model="eyes", **slow)
+    until(lambda: daemon.logged("engine_load_failed"), what="a failure")
+    next(copying)
+    until(lambda: daemon.logged("model_not_found"), what="another, of other files")
+    assert list(copying) == []
+    until(lambda: daemon.logged("model_found"), 60, "all of it")
+    watcher.status("online", 60)
+    assert watcher.ask("Say hello.", 60, max_tokens=4)["model"] == "eyes"
 
 
 def test_a_model_that_is_not_there_takes_only_its_own_requests_with_it(

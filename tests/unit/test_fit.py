@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phid import catalog, fit, store
+from phid import catalog, fit, graphs, store
 from phid.bandwidth import Speed
 from phid.fit import Machine, Needs
 from rig import ROOT
@@ -105,6 +105,27 @@ def test_a_folder_is_judged_by_its_own_files() -> None:
     assert needs.layers > 0
     # The decoder's weights alone: the embedding is a graph of its own, and vision runs once.
     assert 1_500_000 < needs.read_bytes < 2_000_000
+
+
+def test_a_graph_is_read_again_only_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = store.read(model_folder(tmp_path / "m"))
+    other = model_folder(tmp_path / "other", data=b"w" * 1000) / "model.onnx"
+    assert model is not None
+    reads: list[Path] = []
+    really = graphs.read
+    monkeypatch.setattr(graphs, "read", lambda path: reads.append(path) or really(path))
+    assert [fit.of_folder(model).read_bytes for _ in range(3)] == [28_000] * 3
+    assert len(reads) == 1
+    other.replace(model.path / "model.onnx")
+    assert [fit.of_folder(model).read_bytes for _ in range(3)] == [1_000] * 3
+    assert len(reads) == 2
+    # One that is cut off is no graph, however often it is asked for.
+    (model.path / "model.onnx").write_bytes(b"\x3a\x7f")
+    for _ in range(2):
+        with pytest.raises(graphs.NotOnnx):
+            fit.of_folder(model)
 
 
 def test_of_several_models_the_best_that_fits_is_run(tmp_path: Path) -> None:

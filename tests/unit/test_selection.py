@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
+from phid import packages, proposal, prover
+from phid.jobs import Load
 from phid.packages import Installed
 from phid.proofs import Evidence, Selection, Stage, Wanted
+from phid.proven import Proven, Surroundings
 from phid.providers import PROVIDERS, candidates, canonical
-from phid.selection import SMALL_ANSWER, choose, is_sane, likeness
+from phid.selection import SMALL_ANSWER, choose, is_sane, likeness, usable
+from phid.settings import Settings
 
 ANSWER = tuple(piece.encode() for piece in ("1", ".", " ", "1", "\n", "2", ".", " "))
 ALL_PACKAGES = {name for p in PROVIDERS.values() for names in p.packages for name in names}
@@ -263,6 +268,55 @@ def test_the_text_is_held_against_the_cpus(
 @pytest.mark.parametrize("pieces", [(), (b" ", b"\n"), (b"a",) * 9, (b"\xff", b"\xfe", b"\xff")])
 def test_what_does_not_read_as_text_is_not_sound(pieces: tuple[bytes, ...]) -> None:
     assert not is_sane(pieces)[0]
+
+
+# For models that are still to come.
+
+FAR = ran("openvino", 97.5, pieces=(b"x",) * len(SMALL_ANSWER))
+NEAR = ran("openvino", 90.5, pieces=(*SMALL_ANSWER[:6], b"x", b"y"))
+JUDGED = {
+    "the CPU's text": (small("openvino", 90.5), True),
+    "near the CPU's text": (NEAR, True),
+    "half of the time": (small("openvino", 50.0), True),
+    "another text": (FAR, False),
+    "most of it elsewhere": (small("openvino", 49.9), False),
+    "all of it elsewhere": (small("cpu", 100), False),
+    "unmeasured": (Evidence("answering", pieces=SMALL_ANSWER), False),
+    "it died": (SEGFAULT, False),
+}
+
+
+@pytest.mark.parametrize(("evidence", "passes"), JUDGED.values(), ids=JUDGED)
+def test_the_daemon_and_the_command_judge_by_one_rule(
+    evidence: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, passes: bool
+) -> None:
+    here = world({*CPU_ONLY, "onnxruntime-ep-openvino"})
+    monkeypatch.setattr(packages, "installed", here)
+    settings = Settings(device="dut", state_dir=tmp_path, providers=["openvino"])  # type: ignore[arg-type]
+    load, wanted = Load("genai", "", ""), settings.wanted
+    key = Surroundings.of(load).key("openvino", "probe", wanted)
+    Proven(wanted.memory).keep(key, "openvino", evidence)
+    found = usable(wanted, lambda _name, _stage: evidence, here, windows=False)
+    assert found == (("openvino", "cpu") if passes else ("cpu",))
+    assert proposal.proven(settings) == found
+    assert prover.usable(load, wanted, lambda loading: pytest.fail(loading.stage)) == found
+
+
+def test_what_nobody_has_tried_or_need_try_is_not_usable() -> None:
+    asked: list[str] = []
+    for windows in (True, False):
+        found = usable(
+            Wanted(("auto",)),
+            lambda name, _: asked.append(name),
+            world(ALL_PACKAGES),
+            windows=windows,
+        )
+        assert found == ("cpu",)
+    # QNN's NPU takes no small model, and DirectML is of Windows alone.
+    assert asked == ["cuda", "directml", "openvino", "cuda", "openvino"]
+    asked.clear()
+    assert usable(Wanted(("auto",)), lambda n, _: asked.append(n), world(CPU_ONLY), windows=False)
+    assert asked == []
 
 
 # Names.

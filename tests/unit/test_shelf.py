@@ -348,21 +348,23 @@ def test_what_fit_prefers_is_run_where_none_is_named(models: Shelf, source: Path
 
 
 @pytest.mark.usefixtures("quick")
-def test_text_is_answered_by_a_vision_model_where_no_text_model_can_run(
-    models: Shelf, source: Path
+@pytest.mark.parametrize(
+    ("vision", "text", "runs"),
+    [
+        ("sees", "phi-3.5-mini-gpu", "sees"),
+        ("phi-4-multimodal-gpu", "one", "one"),
+        ("not-yet", "one", "one"),
+    ],
+    ids=["not on a CPU", "neither there nor by phid", "not by phid"],
+)
+def test_who_can_run_answers_for_whoever_cannot_where_none_is_named(
+    models: Shelf, source: Path, vision: str, text: str, runs: str
 ) -> None:
-    models("import", str(TINY), "--name", "sees")
-    models("import", str(source), "--name", "phi-3.5-mini-gpu")  # not on a CPU
+    models.catalog = ({"name": "not-yet", "repo": "acme/not-yet", "unsupported": "not yet"},)
+    models("import", str(TINY), "--name", vision)
+    models("import", str(source), "--name", text)
     lines = lineup.read(models.settings)
-    assert (lines.text, lines.frame) == ("sees", "sees")
-
-
-@pytest.mark.usefixtures("quick")
-def test_what_phid_cannot_run_is_not_run_where_none_is_named(models: Shelf, source: Path) -> None:
-    models("import", str(TINY), "--name", "phi-4-multimodal-gpu")
-    models("import", str(source), "--name", "one")
-    lines = lineup.read(models.settings)
-    assert (lines.text, lines.frame) == ("one", "one")
+    assert (lines.text, lines.frame) == (runs, runs)
 
 
 @pytest.mark.usefixtures("quick")
