@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from phid.rope import Line
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How a stream is run, beside its prompt.
+
+    `options` are the runtime's search options; `room` is how many tokens the answer may have;
+    `decode` gives a token's bytes, None for an end. The first call takes `first_call` tokens of the
+    prompt at least, the others `slice_tokens`. `warm` is a Generator and how many of the prompt's
+    tokens it has read; `kept` is what keeps ours for the next job. `grammar` is what `schema`
+    comes to.
+    """
+
+    options: dict[str, Any]
+    slice_tokens: int
+    decode: Callable[[int], bytes | None]
+    room: int
+    first_call: int = 0
+    schema: str | None = None
+    grammar: str | None = None
+    warm: tuple[Any, int] | None = None
+    kept: prefix.Prefix | None = None
 
 
 class TextRuntime:
@@ -51,7 +74,7 @@ class TextRuntime:
             raise Refused(Code.UNSUPPORTED, "this model takes no images", field="images")
         prompt = self._encode(job.turns)
         self._check(prompt, job.turns)
-        return TextStream(self._model, prompt, **self._how(job, prompt, kept=self._prefix))
+        return TextStream(self._model, prompt, self._setup(job, prompt, kept=self._prefix))
 
     def _check(self, prompt: Any, turns: tuple[Turn, ...], image_tokens: int = 0) -> None:
         context = self.facts.context
@@ -69,19 +92,18 @@ class TextRuntime:
                 Code.BAD_REQUEST, "the text contains the model's control tokens", field="prompt"
             )
 
-    def _how(
+    def _setup(
         self,
         job: Job,
         prompt: Any,
         views: int = 0,
         decoding_bytes: int = 0,
         kept: prefix.Prefix | None = None,
-    ) -> dict[str, Any]:
-        """Give what any stream needs beside its model and prompt.
+    ) -> Setup:
+        """How the job is run: on from what is `kept`, if that is of use, and kept itself.
 
-        It may go on with what is `kept`, and be kept itself. Raises Refused (no_memory) where its
-        cache with the views of its images would not fit, or what decoding them takes before; and
-        where the runtime does not take its schema.
+        Raises Refused (no_memory) where its cache with the views of its images would not fit, or
+        what decoding them takes before; and where the runtime does not take its schema.
         """
         end, first = self.facts.context, 0
         if (line := self._line) is not None:
@@ -103,17 +125,17 @@ class TextRuntime:
         memory.check(needed, self._memory_bytes)
         grammar = guidance.grammar(self._model, schema) if schema else None
         decode = self._tokens.decoder() or self._native_decoder()
-        return {
-            "options": options,
-            "slice_tokens": self._slice,
-            "decode": lambda token: None if token in self._eos else decode(token),
-            "room": end - len(prompt),
-            "first_call": first,
-            "grammar": grammar,
-            "schema": schema,
-            "warm": warm,
-            "kept": kept,
-        }
+        return Setup(
+            options=options,
+            slice_tokens=self._slice,
+            decode=lambda token: None if token in self._eos else decode(token),
+            room=end - len(prompt),
+            first_call=first,
+            schema=schema,
+            grammar=grammar,
+            warm=warm,
+            kept=kept,
+        )
 
     def _roomy(self, needed: int, end: int, *, grows: bool) -> int:
         """How long to make the cache of a job that needs so much, where memory allows more."""
@@ -181,35 +203,16 @@ class TextRuntime:
 class TextStream:
     """One job's Generator, made at the first slice: it takes the memory for its whole length."""
 
-    def __init__(
-        self,
-        model: Any,
-        prompt: Any,
-        *,
-        options: dict[str, Any],
-        slice_tokens: int,
-        decode: Callable[[int], bytes | None],
-        room: int,
-        first_call: int = 0,
-        grammar: str | None = None,
-        schema: str | None = None,
-        warm: tuple[Any, int] | None = None,
-        kept: prefix.Prefix | None = None,
-    ) -> None:
+    def __init__(self, model: Any, prompt: Any, setup: Setup) -> None:
         self.prompt_tokens = len(prompt)
         self.image_tokens = 0
         self.crops = 0
-        self.room = room
+        self.room = setup.room
         self._model = model
         self._prompt = prompt
-        self._options = options
-        self._slice = slice_tokens
-        self._first_call = first_call
-        self._grammar, self._schema = grammar, schema
-        self._decode = decode
+        self._setup = setup
         self._generator: Any
-        self._generator, self.cached_tokens = warm or (None, 0)
-        self._kept = kept
+        self._generator, self.cached_tokens = setup.warm or (None, 0)
         self._sound, self._computed = True, self.cached_tokens
 
     def prefill(self) -> Iterator[int]:
@@ -221,15 +224,15 @@ class TextStream:
         if self._generator is not None:
             return
         params = og.GeneratorParams(self._model)
-        params.set_search_options(**self._options)
-        if self._grammar is not None:
-            guidance.guide(params, self._grammar)
+        params.set_search_options(**self._setup.options)
+        if self._setup.grammar is not None:
+            guidance.guide(params, self._setup.grammar)
         self._generator = og.Generator(self._model, params)
 
     def _append(self, start: int) -> Iterator[int]:
-        at = start
+        at, setup = start, self._setup
         while at < self.prompt_tokens:
-            end = min(max(at + self._slice, self._first_call), self.prompt_tokens)
+            end = min(max(at + setup.slice_tokens, setup.first_call), self.prompt_tokens)
             self._sound = False
             self._generator.append_tokens(self._prompt[at:end])
             self._sound, self._computed = True, end
@@ -239,17 +242,18 @@ class TextStream:
     def step(self) -> bytes | None:
         """Generate one token. Raises Refused where the schema asks too much of the runtime."""
         self._sound = False
-        with guidance.explained(self._grammar is not None):
+        with guidance.explained(self._setup.grammar is not None):
             self._generator.generate_next_token()
         self._sound = True
-        return self._decode(int(self._generator.get_next_tokens()[0]))
+        return self._setup.decode(int(self._generator.get_next_tokens()[0]))
 
     def close(self) -> None:
         """Release the job's memory, or leave it to the next."""
         generator, self._generator = self._generator, None
-        if generator is not None and self._kept is not None and self._sound:
+        setup = self._setup
+        if generator is not None and setup.kept is not None and self._sound:
             computed = self._prompt[: self._computed]
-            self._kept.keep(generator, computed, self._options, self._schema)
+            setup.kept.keep(generator, computed, setup.options, setup.schema)
 
 
 def _search_options(sampling: Sampling, prompt_tokens: int, context: int) -> dict[str, Any]:

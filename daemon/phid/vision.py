@@ -10,7 +10,7 @@ import numpy as np
 from phid import frames, images, tags, vocabulary
 from phid.jobs import EngineFacts, Job, Load
 from phid.native import og
-from phid.text import TextRuntime, TextStream
+from phid.text import Setup, TextRuntime, TextStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ class VisionRuntime(TextRuntime):
         # The graph takes as many views of each as the largest has.
         views = len(plans) * (self._eye.views or max(plan.crops for plan in plans) + 1)
         decoding = self._eye.decoding_bytes(seen, plans)
-        how = self._how(job, prompt, views, decoding + sum(len(i.data) for i in job.images))
+        setup = self._setup(job, prompt, views, decoding + sum(len(i.data) for i in job.images))
         files = [job.images[number - 1].data for number in tags.order(turns)]
         batch = self._eye.look(files, job.crops)
         if batch.tokens.sum() != image_tokens:
@@ -65,9 +65,9 @@ class VisionRuntime(TextRuntime):
         return VisionStream(
             self._model,
             prompt,
+            setup,
             batch=batch,
             crops=sum(plan.crops for plan in plans),
-            **how,
         )
 
     def close(self) -> None:
@@ -155,23 +155,23 @@ class VisionStream(TextStream):
     """One job with images: up to the last of them its prefill is one call."""
 
     def __init__(
-        self, model: Any, prompt: Any, *, batch: frames.Batch, crops: int, **how: Any
+        self, model: Any, prompt: Any, setup: Setup, *, batch: frames.Batch, crops: int
     ) -> None:
-        super().__init__(model, prompt, **how)
+        super().__init__(model, prompt, setup)
         self.image_tokens = int(batch.tokens.sum())
         self.crops = crops
         self._batch: frames.Batch | None = batch
-        if not self._first_call:
+        if not setup.first_call:
             # Inside the one call the decoder takes the prompt in slices too: it saves memory.
-            self._options["chunk_size"] = self._slice
+            setup.options["chunk_size"] = setup.slice_tokens
 
     def prefill(self) -> Iterator[int]:
         """Show the images, and append a long text after them in slices."""
         self._begin()
         assert self._batch is not None
         end = int(np.flatnonzero(self._prompt < 0)[-1]) + 1
-        end = min(max(end, self._first_call), self.prompt_tokens)
-        if self.prompt_tokens - end <= self._slice:
+        end = min(max(end, self._setup.first_call), self.prompt_tokens)
+        if self.prompt_tokens - end <= self._setup.slice_tokens:
             end = self.prompt_tokens
         _set_inputs(self._generator, self._prompt[:end], self._batch)
         self._batch = None

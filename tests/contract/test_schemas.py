@@ -146,7 +146,7 @@ def test_an_answer_cut_by_max_tokens_says_so(shared: EngineProcess, subject: Sub
 @pytest.mark.model
 def test_a_deadline_a_cancel_and_a_stop_string_cut_it(real: EngineProcess) -> None:
     held = {"schema": schema(ENDLESS), "max_tokens": 3000}
-    end = finished(real.ask(job(ASK, budget_s=1.0 * SLOWNESS, **held)))
+    end = finished(real.ask(job(ASK, budget_s=4.0 * SLOWNESS, **held)))
     assert (end.finish, end.text[:1]) == (Finish.DEADLINE, "[")
     real.send(job(ASK, **held))
     events = real.until(Tokens)
