@@ -26,7 +26,7 @@ _RELEASE = re.compile(r"R(\d+) \(release\), REVISION: ([\d.]+)")
 # L4T's major release: JetPack, CUDA, and the GPUs it runs on.
 _JETPACKS = {35: ("5", "11.4"), 36: ("6", "12.6"), 38: ("7", "13.0"), 39: ("7", "13.2")}
 _BOARDS = ((r"thor", "sm_110"), (r"orin", "sm_87"), (r"xavier", "sm_72"), (r"nano|tx1", "sm_53"))
-_NO_DEVICE, _COMPUTE_MAJOR, _COMPUTE_MINOR = 100, 75, 76
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
 
 @dataclass(frozen=True, slots=True)

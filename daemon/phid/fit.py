@@ -24,7 +24,8 @@ CONTEXT = 2048
 _SHARE = 0.62
 _LAYER_S = 0.11e-3
 _LAYER_PACE_S = 26e-6  # `Speed.pace_s` where that was measured
-# Of whoever is not in the catalog: it was put here on purpose, and goes before the demo model.
+# The rank of a model that is not in the catalog: it was put here on purpose, and goes before the
+# demo model.
 _RANK = 20
 # As Microsoft names the folders of its builds.
 _BLOCK = re.compile(r"block-(\d+)")
@@ -190,16 +191,13 @@ def judge(
     return Fitting(needs, provider or needs.providers[0], takes, rate, refusal)
 
 
-def best(
-    fittings: Iterable[Fitting], kind: Literal["text", "vision"] | None = None
-) -> Fitting | None:
+def best(fittings: Iterable[Fitting]) -> Fitting | None:
     """The one to run: the greatest rank of those that are not refused; of equals the faster.
 
     One for an accelerator that has been proven counts as faster than one for the CPU.
     """
-    able = [f for f in fittings if not f.refusal and kind in (None, f.needs.kind)]
     return max(
-        able,
+        (f for f in fittings if not f.refusal),
         key=lambda f: (f.needs.rank, f.provider != "cpu", f.tokens_s or 0, f.needs.name),
         default=None,
     )

@@ -33,7 +33,6 @@ def configure(level: str = "info", style: Literal["auto", "json", "text"] = "aut
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

@@ -13,7 +13,7 @@ from phid.errors import Code, Refused
 _MIB = 1 << 20
 # What stays free: a machine that swaps answers nobody.
 _RESERVE = 64 * _MIB
-# So little comes out of what stays free: to look takes 0.4 ms, and a first token waits for it.
+# So little is granted unmeasured, out of the reserve: measuring takes 0.4 ms before a first token.
 _LITTLE = _RESERVE // 4
 # What the program and the runtime take whatever the model is; a vision model is shown a frame of
 # two views while it loads.

@@ -10,7 +10,6 @@ from typing import Any
 from phid import log, notify, reports
 from phid import settings as settings_module
 from phid.bulletin import Bulletin
-from phid.control import Data
 from phid.crew import Crew
 from phid.desk import Desk
 from phid.errors import Code, Refused
@@ -27,6 +26,9 @@ _LIVE = (
     *("mqtt.reply_allow", "engine.keep_alive_s"),
 )
 
+Data = dict[str, Any]
+"""What a command brought, as its answer tells it."""
+
 RESTART_STATUS = -1
 """The exit status when the service is to be started anew by its caller."""
 
@@ -34,7 +36,7 @@ _log = log.get("operations")
 
 
 class Operations:
-    """What control.Operated asks for. Owner thread only; never waits.
+    """What can be commanded (`control` has the verbs). Owner thread only; never waits.
 
     `settings` and `intake` are the ones in force; `due` says when `tick` has something to do
     (monotonic seconds); `stop_by` is set once the service is to end.

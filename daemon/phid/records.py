@@ -30,7 +30,8 @@ from phid.wallclock import WallClock
 
 # How long after a write that failed the disk is tried again.
 _TRY_AGAIN_S = 1.0
-# How long what can wait is kept back: else an outcome of yesterday is told again after a power cut.
+# What can wait is written after so long at the latest: else a power cut much later would have
+# outcomes told again that the broker has had for hours.
 _FLUSH_S = 5.0
 _log = log.get("records")
 

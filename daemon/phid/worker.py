@@ -33,13 +33,13 @@ from phid.proofs import Proved, Wanted
 
 _FIRST_PAUSE_S = 0.5
 _STOP_TIMEOUT_S = 2.0
-# Who has not looked at its mail for so long cannot say who was silent.
+# When our own loop has stood still for so long, an engine's silence proves nothing.
 _DEAF_S = 2.0
 _HOPELESS_AFTER = 4
 # A client that asks one thing after another leaves shorter gaps than this.
 _QUIET_S = 2.0
 _MIB = 1 << 20
-# Of all workers: what an engine says is of one of them.
+# Counted over all workers, so that a generation alone says whose engine it is.
 _generations = itertools.count(1)
 _log = log.get("worker")
 
@@ -202,9 +202,9 @@ class Worker:
             self._child.kill()
 
     def tick(self, now: float, *, quiet: bool = False) -> None:
-        """Start an engine whose pause is over; end one that hangs, or leaks while all is `quiet`.
+        """Start an engine whose pause is over; end one that hangs, or one that leaks.
 
-        Quiet is it while no request is open.
+        One that leaks is ended while it is `quiet`: no request is open.
         """
         if now - self._ticked > _DEAF_S:
             self._patience.forgive(now)

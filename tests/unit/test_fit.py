@@ -20,8 +20,8 @@ BUILDS = catalog.shipped()
 
 
 def chosen(machine: Machine, kind: str | None = None, **how: float) -> str | None:
-    fittings = [fit.judge(fit.of_build(build), machine, **how) for build in BUILDS]  # type: ignore[arg-type]
-    best = fit.best(fittings, kind)  # type: ignore[arg-type]
+    builds = [build for build in BUILDS if kind in (None, build.kind)]
+    best = fit.best(fit.judge(fit.of_build(build), machine, **how) for build in builds)  # type: ignore[arg-type]
     return best.needs.name if best else None
 
 
