@@ -415,6 +415,16 @@ def test_a_reload_takes_no_part_from_a_request_that_waits_for_the_rest(owner: Ow
     assert owner.engine.job.images == (Image(PICTURE),) * 3
 
 
+def test_a_request_whose_pictures_have_no_room_ends_at_once_and_leaves_none(owner: Owner) -> None:
+    owner.desk.gathering.parts.limit_bytes = len(PICTURE)
+    owner.take("x", images=[{"part": 0}, {"part": 1}])
+    owner.take_part(0)
+    owner.take_part(1)
+    assert owner.commit_until(Ended)[-1] is Ended
+    assert [p["payload"]["code"] for p in owner.link.published] == ["too_large"]
+    assert owner.parts_on_disk == 0
+
+
 def test_everybody_who_asked_hears_that_it_cannot_be_kept(owner: Owner) -> None:
     owner.take("x", qos=0)
     owner.disk.refuses = Accepted
