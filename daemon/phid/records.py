@@ -30,6 +30,8 @@ from phid.wallclock import WallClock
 _TRY_AGAIN_S = 1.0
 # How long what can wait is kept back: else an outcome of yesterday is told again after a power cut.
 _FLUSH_S = 5.0
+# No count comes here: it is a damaged number, and behind it there may be none that SQLite takes.
+_FARTHEST = 1 << 62
 _log = log.get("records")
 
 
@@ -210,7 +212,8 @@ class Records:
     def restore(self, ticket: Ticket, number: int) -> None:
         """Know a ticket that an earlier run has written."""
         self._number(ticket, number)
-        self._next = max(self._next, number + 1)
+        if number < _FARTHEST:
+            self._next = max(self._next, number + 1)
 
     def join(self, ticket: Ticket, number: int, addresses: tuple[ReplyAddress, ...]) -> None:
         """Know a ticket as the request that an earlier run has written, to be told there too."""

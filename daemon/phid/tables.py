@@ -62,6 +62,19 @@ _DROP_STRAY_PARTS = f"DELETE FROM pictures WHERE ts < ? AND {_NO_REQUEST}"  # no
 _DROP_PARTS = f"DELETE FROM pictures WHERE client = ? AND id = ? AND n >= 0 AND {_NO_REQUEST}"  # noqa: S608
 
 
+# Those whose request's number is another by damage: the next one of theirs is somebody else's.
+_DROP_STRAYS = tuple(
+    f"DELETE FROM {table} WHERE number NOT IN (SELECT number FROM requests)"  # noqa: S608 - no input
+    for table in ("payloads", "addresses")
+)
+_DROP_PICTURES = """DELETE FROM pictures
+    WHERE (client, id) IN (SELECT client, id FROM requests WHERE number = :n AND outcome IS NULL)
+    AND NOT EXISTS (
+        SELECT 1 FROM requests WHERE requests.client = pictures.client
+        AND requests.id = pictures.id AND outcome IS NULL AND number != :n
+    )
+"""
+
 # A time that is no number any more stays so: no other is to wait for it.
 _STEP = """
 UPDATE OR IGNORE requests SET accepted_ts = accepted_ts + :by_s, deadline_ts = deadline_ts + :by_s,
@@ -151,15 +164,14 @@ def _drop_payload(database: sqlite3.Connection, number: int) -> None:
     After its end, pictures under its id are another's.
     """
     database.execute("DELETE FROM payloads WHERE number = ?", (number,))
-    database.execute(
-        "DELETE FROM pictures WHERE (client, id) IN"
-        " (SELECT client, id FROM requests WHERE number = ? AND outcome IS NULL)",
-        (number,),
-    )
+    database.execute(_DROP_PICTURES, {"n": number})
 
 
 def read(database: sqlite3.Connection) -> Left:
-    """All that is there. Raises sqlite3.DatabaseError where a request cannot be made out."""
+    """All that is there; what belongs to no request is dropped.
+
+    Raises sqlite3.DatabaseError where a request cannot be made out.
+    """
     database.text_factory = _text
     also: dict[int, list[ReplyAddress]] = {}
     for row in database.execute("SELECT * FROM addresses"):
@@ -180,6 +192,8 @@ def read(database: sqlite3.Connection) -> Left:
             " ORDER BY number"
         )
     ]
+    for statement in _DROP_STRAYS:
+        database.execute(statement)
     return Left(tuple(rows), tuple(parts))
 
 

@@ -457,6 +457,56 @@ def test_the_ways_back_of_those_who_asked_again_are_kept_until_it_is_on_its_way(
     assert ticket.late_addresses == []
 
 
+# A file that was damaged while nobody looked.
+
+
+def damage(folder: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "journal.db", isolation_level=None)) as file:
+        for statement in statements:
+            file.execute(statement)
+
+
+def told_of(owner: Owner) -> list[tuple[str, str]]:
+    """Of which request what was told, in order: a code or a text."""
+    every = [p["payload"] for p in owner.link.published if p["payload"]["type"] != "accepted"]
+    return [(told["id"], told.get("code") or told["text"]) for told in every]
+
+
+def test_behind_a_number_that_has_no_next_one_the_count_goes_on(owner: Owner) -> None:
+    for name in ("a", "b"):
+        owner.take(name, id=name)
+    owner.stop()
+    damage(owner.folder, f"UPDATE requests SET number = {(1 << 63) - 1} WHERE id = 'b'")
+    after = owner.restarted()
+    after.take("c", id="c")
+    assert after.commit_until(Accepted) == [Ended, Accepted]
+    after.stop()
+    assert told_of(after) == [("b", "internal")]
+    assert numbers(after.folder) == [(1, "a", 0), (2, "c", 0), ((1 << 63) - 1, "b", 1)]
+
+
+@pytest.mark.parametrize(("damaged", "sound"), [("a", "b"), ("b", "a")])
+def test_a_request_under_the_name_of_another_ends_and_the_other_runs(
+    owner: Owner, damaged: str, sound: str
+) -> None:
+    for name in ("a", "b"):
+        owner.take(name, id=name, images=[{"topic": CAMERA}])
+    owner.stop()
+    damage(owner.folder, f"UPDATE requests SET id = '{sound}' WHERE id = '{damaged}'")
+    after = owner.restarted()
+    assert [ticket.key for ticket in after.desk.ledger.open_tickets] == [("c", sound)]
+    after.end_turn()
+    assert after.commit() == [Ended]
+    assert told_of(after) == [(damaged, "internal")]
+    once_more = after.restarted()  # the sound one has kept its picture
+    assert once_more.engine.job.images == (Image(PICTURE),)
+    once_more.finish("y", 1)
+    once_more.commit_until(Ended)
+    once_more.take(sound, id=sound, images=[{"topic": CAMERA}], written=False)
+    assert [told for told in told_of(once_more) if told[0] == sound] == [(sound, "y")] * 2
+    once_more.stop()
+
+
 # A file that cannot be opened at the start, and can be later.
 
 
