@@ -670,6 +670,21 @@ def test_a_part_that_was_kept_is_one_of_what_is_asked_again_meanwhile(late: Owne
     assert waiting(late) == ["s", "p", "r"]
 
 
+def test_a_request_that_was_under_the_name_of_another_ends_none_that_has_its_own_now(
+    late: Owner,
+) -> None:
+    late.take("x", qos=0, images=[{"part": 0}, {"part": 1}])
+    damage(late.folder, "UPDATE requests SET id = 's' WHERE id = 'r'")
+    late.read_late()
+    assert late.commit_until(Ended) == [Ended]
+    assert told_of(late)[-1] == ("r", "internal")
+    assert waiting(late) == ["s"]
+    late.take_part(1)
+    assert waiting(late) == ["s", "r"]
+    late.desk.cancel("c", "r", late.now)
+    assert waiting(late) == ["s"]
+
+
 def test_the_clock_may_be_set_before_the_file_is_read(late: Owner) -> None:
     off_s = [5000.0]
     late.records._clock = WallClock(lambda: time.time() + off_s[0])
