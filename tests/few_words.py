@@ -48,11 +48,11 @@ def suback(subscribe: bytes, filters: int = 1) -> bytes:
     return bytes([0x90, 3 + filters, *subscribe[:2], 0, *[1] * filters])
 
 
-def publish(topic: str, payload: bytes, mid: int) -> bytes:
-    """A PUBLISH of MQTT 5 at QoS 1, without properties."""
+def publish(topic: str, payload: bytes, mid: int, qos: int = 1) -> bytes:
+    """A PUBLISH of MQTT 5 at QoS 1 or 2, without properties."""
     name = topic.encode()
     body = len(name).to_bytes(2, "big") + name + mid.to_bytes(2, "big") + b"\0" + payload
-    return b"\x32" + variable(len(body)) + body
+    return bytes([0x30 | qos << 1]) + variable(len(body)) + body
 
 
 def variable(number: int) -> bytes:

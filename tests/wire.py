@@ -124,10 +124,10 @@ class Requester:
         self._client.loop_stop()
         self._client._reset_sockets()  # else its own pair is left to the garbage collector
 
-    def listen(self, *filters: str) -> None:
+    def listen(self, *filters: str, qos: int = 1) -> None:
         """Subscribe to more, and wait until that holds."""
         self._filters += filters
-        self._client.subscribe([(f, 1) for f in filters])
+        self._client.subscribe([(f, qos) for f in filters])
         self._ready.get(timeout=10 * PATIENCE)
 
     def publish(

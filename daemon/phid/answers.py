@@ -134,7 +134,8 @@ class Answers:
         Its outcome is published again unless the broker is known to have it.
         """
         if failure is not None:
-            self.ledger.open(ticket)
+            if self.ledger.get_open(ticket.key) is None:
+                self.ledger.open(ticket)
             self.end_with_error(ticket, failure, now)
             return
         self.ledger.recall(ticket)

@@ -75,7 +75,8 @@ class Connection:
         self._packet_bytes = MAX_PACKET_BYTES
         self._window = _RECEIVE_MAXIMUM
         self._socket: socket.socket | None = None
-        self._received: deque[tuple[int, Decision | None]] = deque()
+        self._received: deque[tuple[int, int, Decision | None]] = deque()
+        self._told_qos_2 = False
 
     @property
     def acknowledged(self) -> bool:
@@ -291,6 +292,10 @@ class Connection:
 
     def _on_message(self, client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
         self._acknowledge_now()
+        if message.qos > 1 and not self._told_qos_2:
+            # It is as good to us as QoS 1, but somebody has subscribed with our client id.
+            self._told_qos_2 = True
+            _log.warning("qos_2_received", client_id=self._endpoint.client_id)
         decision = None
         try:
             assert isinstance(message, Received)
@@ -298,7 +303,7 @@ class Connection:
         except Exception:  # noqa: BLE001 - see above
             _log.exception("callback_failed", callback="on_message")
         if message.qos:
-            self._received.append((message.mid, decision))
+            self._received.append((message.mid, message.qos, decision))
             self._acknowledge(client)
 
     def _acknowledge(self, client: paho.Client) -> None:
@@ -307,9 +312,10 @@ class Connection:
         What waits here goes on when the broker has taken something from us: only for want of that
         does an answer wait.
         """
+        assert isinstance(client, SharedClient)
         while self._received:
-            mid, decision = self._received[0]
+            mid, qos, decision = self._received[0]
             if decision is not None and not decision.acknowledges:
                 return
             self._received.popleft()
-            client.ack(mid, 1)
+            client.acknowledge(mid, qos)

@@ -39,11 +39,16 @@ def read(mqtt: Mqtt) -> Credentials:
 
     Raises SettingsError with the file's name, never its content.
     """
-    username = mqtt.username
-    if username is None and (path := find(mqtt, "username")) is not None:
-        username = _text(path)
+    name = username(mqtt)
     password = _text(path) if (path := find(mqtt, "password_file")) is not None else None
-    return Credentials(username, password, _context(mqtt) if mqtt.tls else None)
+    return Credentials(name, password, _context(mqtt) if mqtt.tls else None)
+
+
+def username(mqtt: Mqtt) -> str | None:
+    """The user name alone. Raises SettingsError as `read` does."""
+    if mqtt.username is None and (path := find(mqtt, "username")) is not None:
+        return _text(path)
+    return mqtt.username
 
 
 def find(mqtt: Mqtt, setting: str) -> Path | None:

@@ -90,11 +90,19 @@ class Gathering:
         return self.parts.take(ticket.key, for_good=ticket.number is None)
 
     def expired(self, now: float) -> list[tuple[Ticket, Failure]]:
-        """Those that have waited long enough, with what their requesters are told."""
-        late = [(t, held) for t, held in self._held.items() if held.until <= now]
-        return [(ticket, self._incomplete(ticket, held)) for ticket, held in late]
+        """Those that cannot become complete any more, with what their requesters are told.
 
-    def _incomplete(self, ticket: Ticket, held: _Held) -> Failure:
-        missing = self.parts.missing(ticket.key, attachments.wanted(held.pictures))
-        names = ", ".join(str(n) for n in missing)
+        They have waited long enough, or there was no room for what had come.
+        """
+        ended = []
+        for ticket, held in self._held.items():
+            wanted = attachments.wanted(held.pictures)
+            if (lost := self.parts.lost(ticket.key, wanted)) is not None:
+                ended.append((ticket, lost))
+            elif held.until <= now:
+                ended.append((ticket, self._incomplete(ticket, wanted)))
+        return ended
+
+    def _incomplete(self, ticket: Ticket, wanted: frozenset[int]) -> Failure:
+        names = ", ".join(str(n) for n in self.parts.missing(ticket.key, wanted))
         return Failure(Code.INCOMPLETE, f"these parts did not come: {names}", field="images")

@@ -152,13 +152,17 @@ class Ledger:
 
     def recall(self, ticket: Ticket) -> None:
         """Know a request that ended in an earlier run."""
-        self._ended[ticket.key] = ticket
+        self._keep(ticket)
         if not ticket.id_given:
             self._unnamed[ticket.topic, ticket.digest] = ticket
 
     def close(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
-        """Keep the outcome for the dedupe window: as long as the deadline was, or keep_s."""
-        del self._open[ticket.key]
+        """Keep the outcome for the dedupe window: as long as the deadline was, or keep_s.
+
+        A ticket that was never opened, for its name is another's by damage, takes no place of that.
+        """
+        if self._open.get(ticket.key) is ticket:
+            del self._open[ticket.key]
         # A thousand prompts of a megabyte each are not kept for the sake of their outcomes.
         ticket.request = ticket.request.model_copy(
             update={"prompt": None, "messages": None, "system": None}
@@ -167,9 +171,7 @@ class Ledger:
         ticket.state = "ended"
         ticket.outcome = outcome
         ticket.forget_at = now + max(self.keep_s, ticket.deadline - ticket.arrived)
-        if (former := self._ended.get(ticket.key)) is not None:
-            self._forget(former)
-        self._ended[ticket.key] = ticket
+        self._keep(ticket)
         while len(self._ended) > self.keep_entries:
             self._forget(next(iter(self._ended.values())))
 
@@ -177,6 +179,11 @@ class Ledger:
         """Forget outcomes whose window is over."""
         for ticket in [t for t in self._ended.values() if t.forget_at <= now]:
             self._forget(ticket)
+
+    def _keep(self, ticket: Ticket) -> None:
+        if (former := self._ended.get(ticket.key)) is not None:
+            self._forget(former)
+        self._ended[ticket.key] = ticket
 
     def _known(self, ticket: Ticket | None, now: float) -> Ticket | None:
         """The ticket, unless its window is over."""

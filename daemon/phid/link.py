@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from phid import packets
 from phid.traffic import Inbound, Protocol
+
+_EXACTLY_ONCE = 2
 
 
 class Received(paho.MQTTMessage):
@@ -65,14 +68,30 @@ class SharedClient(paho.Client):
         with self._at_the_socket:
             return super().loop_misc()
 
+    def acknowledge(self, mid: int, qos: int) -> None:
+        """Tell the broker that we have this message.
+
+        At QoS 2 it then forgets it, says so, and is told that we heard that (MQTT 5, 4.3.3). paho
+        would only do the last for us.
+        """
+        if qos == _EXACTLY_ONCE:
+            self._send_pubrec(mid)
+        else:
+            self.ack(mid, qos)
+
+    def _handle_pubrel(self) -> MQTTErrorCode:
+        """Let the broker use the number of a message at QoS 2 again, known to us or not."""
+        (mid,) = struct.unpack_from("!H", self._in_packet["packet"])
+        return self._send_pubcomp(mid)
+
     def _handle_publish(self) -> MQTTErrorCode:
-        """Call back with a message, at QoS 0 or 1.
+        """Call back with a message.
 
         paho would copy the rest of the packet, payload included, twice for each property, and with
         the GIL held: a few thousand of them stop every thread for a second.
         """
         head, packet = self._in_packet["command"], self._in_packet["packet"]
-        if head & 4:  # QoS 2, which we have not subscribed at
+        if head >> 1 & 3 > _EXACTLY_ONCE:
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
         mqtt_5 = self._protocol == MQTTProtocolVersion.MQTTv5
         mid, inbound = packets.read_publish(head, packet, mqtt_5=mqtt_5)

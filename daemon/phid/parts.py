@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from phid.errors import Failure
+from phid.errors import Code, Failure
 from phid.ledger import Key
 
 Part = bytes | Failure
@@ -32,6 +32,15 @@ class _Kept:
         return grown
 
 
+@dataclass(frozen=True, slots=True)
+class _Dropped:
+    """Which parts of a request there was no room for; `alone`: not even if it were the only one."""
+
+    since: float
+    parts: frozenset[int]
+    alone: bool
+
+
 class Parts:
     """The parts that have come, by request; those that nobody asks for are dropped in time.
 
@@ -49,6 +58,7 @@ class Parts:
         self.dropped = 0
         self._kept: dict[Key, _Kept] = {}
         self._awaited: set[Key] = set()
+        self._roomless: dict[Key, _Dropped] = {}
         self._bytes = 0
 
     def put_back(self, key: Key, n: int, part: Part, now: float) -> None:
@@ -63,7 +73,7 @@ class Parts:
         """
         self._put(key, n, part, now, kept=kept)
         while self._bytes > self.limit_bytes or len(self._kept) > _MAX_KEYS:
-            self._drop(self._first_to_go())
+            self._make_room(self._first_to_go(), now)
 
     def wait_on(self, key: Key) -> None:
         """Their request is there, and waits for the rest until it takes them."""
@@ -74,9 +84,26 @@ class Parts:
         kept = self._kept.get(key)
         return tuple(sorted(wanted - (kept.parts.keys() if kept else set())))
 
+    def lost(self, key: Key, wanted: frozenset[int]) -> Failure | None:
+        """What is told of a request some of whose parts came and had no room; None if all had."""
+        dropped = self._roomless.get(key)
+        if dropped is None:
+            return None
+        lost = [n for n in self.missing(key, wanted) if n in dropped.parts]
+        if not lost:
+            return None
+        if dropped.alone:
+            says = f"its parts have more than {self.limit_bytes} bytes together"
+            return Failure(Code.TOO_LARGE, says, field="images")
+        says = f"there was no room to keep these parts: {', '.join(map(str, lost))}"
+        # So long do those stay whose request never comes.
+        retry_after_ms = round(self.keep_s * 1000)
+        return Failure(Code.BUSY, says, field="images", retry_after_ms=retry_after_ms)
+
     def take(self, key: Key, *, for_good: bool = True) -> dict[int, Part]:
         """All parts of a request, which are forgotten here, and on the disk if it is `for_good`."""
         self._awaited.discard(key)
+        self._roomless.pop(key, None)
         return self._remove(key, for_good=for_good)
 
     def prune(self, now: float) -> None:
@@ -85,6 +112,10 @@ class Parts:
         for key in late:
             if key not in self._awaited:
                 self._drop(key)
+        past = [k for k, dropped in self._roomless.items() if dropped.since + self.keep_s <= now]
+        for key in past:
+            if key not in self._awaited:
+                del self._roomless[key]
 
     def _first_to_go(self) -> Key:
         held: Counter[str] = Counter()
@@ -98,6 +129,14 @@ class Parts:
         of_request = self._kept.setdefault(key, _Kept(now))
         of_request.on_disk |= kept
         self._bytes += of_request.put(n, part)
+
+    def _make_room(self, key: Key, now: float) -> None:
+        kept, before = self._kept[key], self._roomless.pop(key, None)
+        numbers = frozenset(kept.parts) | (before.parts if before else frozenset())
+        self._roomless[key] = _Dropped(now, numbers, kept.size_bytes > self.limit_bytes)
+        if len(self._roomless) > _MAX_KEYS:
+            del self._roomless[next(iter(self._roomless))]
+        self._drop(key)
 
     def _drop(self, key: Key) -> None:
         self.dropped += len(self._remove(key, for_good=True))

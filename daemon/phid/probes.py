@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from phid import channel, errand, messages
+from phid import channel, credentials, errand, messages
 from phid.client import Client, Unreachable
 from phid.jobs import EngineFacts, Load, LoadFailed, Ready
 from phid.messages import CtlReply
@@ -23,6 +23,8 @@ from phid.traffic import Inbound
 _CONNECT_S = 2.0
 _ANSWER_S = 2.0
 _OLD_PROTOCOL = "3.1.1"
+# How the reasons begin of a daemon that has none, or not the one that it is to have.
+_NO_MODEL = ("there is no model", "not_found: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,14 @@ def ping(settings: Settings, version: str) -> Reached:
     """
     mqtt = settings.mqtt
     try:
-        return _ping(settings, mqtt, version)
+        return _ping(settings, version)
     except Unreachable as error:
         away = error
     if mqtt.protocol == "auto" and not away.refused and "MQTT" in str(away):
         # A daemon falls back after three attempts, for which there is no time here.
         try:
-            return _ping(settings, mqtt.model_copy(update={"protocol": _OLD_PROTOCOL}), version)
+            mqtt = mqtt.model_copy(update={"protocol": _OLD_PROTOCOL})
+            return _ping(settings.model_copy(update={"mqtt": mqtt}), version)
         except Unreachable as error:
             away = error
     if "certificate" in str(away):
@@ -81,8 +84,8 @@ def ping(settings: Settings, version: str) -> Reached:
     )
 
 
-def _ping(settings: Settings, mqtt: Mqtt, version: str) -> Reached:
-    topics = settings.topics
+def _ping(settings: Settings, version: str) -> Reached:
+    mqtt, topics = settings.mqtt, settings.topics
     command = Command(id=uuid.uuid4().hex[:12])
     # The default reply topic: it is a device's own, which its user may read whatever the ACL.
     answers = topics.res(ANON, command.id or "")
@@ -172,19 +175,40 @@ def _daemon_verdict(
             return Verdict("daemon", "warn", says, _command(settings, "resume", "{}"))
         case "loading":
             return Verdict("daemon", "warn", says, "wait: requests are queued meanwhile")
+        case _ if str(reason).startswith(_NO_MODEL):
+            mend = "see `model`: the daemon finds one that is brought by itself"
+            return Verdict("daemon", "bad", says, mend)
         case _:
             return Verdict("daemon", "bad", says, "mend what the reason names, then: " + restart)
 
 
 def _command(settings: Settings, verb: str, payload: str) -> str:
-    """The line that sends the daemon a command, to the broker that it was asked through."""
-    mqtt = settings.mqtt
-    where = f"-h {mqtt.host} -p {mqtt.port}"
+    """The line that sends the daemon a command, to the broker that it was asked through.
+
+    It gets in as we did. A password is not in it, but where that is kept.
+    """
+    mqtt, topic = settings.mqtt, settings.topics.ctl(verb)
+    if mqtt.transport == "websockets":  # which mosquitto_pub does not speak
+        return f"publish {payload} to {topic}"
+    words = ["mosquitto_pub", "-h", mqtt.host, "-p", str(mqtt.port)]
     if mqtt.transport == "unix":
-        where = f"--unix {shlex.quote(mqtt.host)}"
+        words[1:] = ["--unix", mqtt.host]
     if mqtt.protocol != _OLD_PROTOCOL:
-        where += " -V 5"
-    return f"mosquitto_pub {where} -t {settings.topics.ctl(verb)} -m '{payload}'"
+        words += ["-V", "5"]
+    cert = None
+    if mqtt.tls:
+        ca, cert, key = (credentials.find(mqtt, f"{n}_file") for n in ("ca", "cert", "key"))
+        words += ["--cafile", str(ca)] if ca else ["--tls-use-os-certs"]
+        words += ["--cert", str(cert), "--key", str(key or cert)] if cert else []
+        words += ["--tls-alpn", mqtt.alpn[0]] if mqtt.alpn else []
+    line, username = shlex.join(words), credentials.username(mqtt)
+    if username:
+        line += f" -u {shlex.quote(username)}"
+        if (password := credentials.find(mqtt, "password_file")) is not None:
+            line += f' -P "$(cat {shlex.quote(str(password))})"'
+    line += f" -q 1 -t {topic} -m {shlex.quote(payload)}"
+    # A daemon's own user may not command it, where the rights are those of `phid acl`.
+    return line + "  # where the broker has an ACL: as an operator" * bool(username or cert)
 
 
 def _silent(settings: Settings, status: dict[str, Any]) -> Verdict:

@@ -95,22 +95,24 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped:
         _say("stopped")
         return 0
-    except (Failed, demo.DemoError, Unreachable) as error:
+    except (Failed, demo.DemoError, Unreachable, settings_module.SettingsError) as error:
         _say(f"quickstart: {error}")
         return 1
 
 
 def _run(options: argparse.Namespace, parts: list[Part], folder: Path) -> int:
     began = time.monotonic()
-    models_dir = settings_module.default_models_dir()
+    config = folder / "phid.toml"
+    config.touch()
+    # Of the environment, as the daemon's will be. The file of one that is installed here is not
+    # ours to go by: its models are kept where this user may not write.
+    models_dir = settings_module.load(config).models_dir
     demo.prepare(models_dir, progress.Progress())
     port = options.port or free_port()
     mqtt = Mqtt(host=_LOOPBACK, port=port)
     _say(f"starting a broker on {_LOOPBACK}:{port}, and phid as device {options.device}")
     where = ["--host", _LOOPBACK, "--port", str(port)]
     parts.append(Part("broker", ["broker", *where], folder))
-    config = folder / "phid.toml"
-    config.touch()
     run = ["run", "--config", str(config), "--device", options.device, *where]
     models = {"PHID_MODELS_DIR": str(models_dir), "PHID_STATE_DIR": str(folder)}
     sees = _frame_model(models_dir, options.picture_model) if options.serve else ""
@@ -226,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/quickstart",
         description="Install phid into .venv, and see a small real model answer over MQTT.",
+        epilog="Settings are those of the environment, such as PHID_MODELS_DIR; no file is read.",
     )
     parser.add_argument("--serve", action="store_true", help="leave broker and daemon running")
     parser.add_argument("--port", type=amounts.port, help="the broker's port (default: a free one)")

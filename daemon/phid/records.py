@@ -33,6 +33,8 @@ _TRY_AGAIN_S = 1.0
 # What can wait is written after so long at the latest: else a power cut much later would have
 # outcomes told again that the broker has had for hours.
 _FLUSH_S = 5.0
+# No count comes here: it is a damaged number, and behind it there may be none that SQLite takes.
+_FARTHEST = 1 << 62
 _log = log.get("records")
 
 
@@ -235,7 +237,8 @@ class Records:
     def restore(self, ticket: Ticket, number: int) -> None:
         """Know a ticket that an earlier run has written."""
         self._number(ticket, number)
-        self._next = max(self._next, number + 1)
+        if number < _FARTHEST:
+            self._next = max(self._next, number + 1)
 
     def join(self, ticket: Ticket, number: int, addresses: tuple[ReplyAddress, ...]) -> None:
         """Know a ticket as the request that an earlier run has written, to be told there too."""

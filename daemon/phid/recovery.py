@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from phid import log, messages, wallclock
+from phid import log, messages, topics, wallclock
 from phid.attachments import Picture
 from phid.entries import Left, PartKept, Row
 from phid.errors import Code, Failure
@@ -20,6 +20,8 @@ _DAMAGED = Failure(Code.INTERNAL, "the journal is damaged where it was kept: ask
 _STARTED = Failure(Code.ENGINE_LOST, "the service was started anew while it was being answered")
 # Longer deadlines are a damaged time's, unless the settings allow them.
 _LONGEST_S = 7 * 86_400.0
+# Who is told, where neither the way back nor the name can be read any more.
+_NOBODY = topics.ANON, "unreadable"
 # What a closed ticket has in place of what was asked.
 _ASKED = Request(prompt="-")
 
@@ -79,7 +81,10 @@ def read(
     right is not run: how long it was wanted is not known.
     """
     longest_s = max(_LONGEST_S, intake.deadline_ms / 1000)
-    for row in rows:
+    rows = tuple(_reachable(row, intake) for row in rows)
+    misnamed = _misnamed(rows, intake)
+    yield from (Over(n, _ticket(row, now, 0.0), _DAMAGED) for n, row in misnamed.items())
+    for row in (row for row in rows if row.accepted.number not in misnamed):
         accepted = row.accepted
         meanwhile = _meanwhile(row, ledger.get((accepted.client, accepted.id)))
         if meanwhile is not None:
@@ -96,6 +101,7 @@ def read(
         if row.outcome is not None:
             ticket = _ticket(row, now - age_s, span_s)
             ticket.outcome, ticket.state, ticket.told = _outcome(row), "ended", row.told
+            ticket.id = ticket.outcome.id  # else it was told under another name: see `_misnamed`
             since_s = wallclock.age_s(row.ended_ts, wall)
             ticket.forget_at = now - since_s + max(ledger.keep_s, span_s)
             yield Over(accepted.number, ticket)
@@ -126,6 +132,54 @@ def read(
             now - age_s,
             row.addresses,
         )
+
+
+def _reachable(row: Row, intake: Intake) -> Row:
+    """The row, to be told where one can be told anything: to a topic with a wildcard one cannot."""
+    accepted, addresses = row.accepted, row.addresses
+    reached = tuple(a for a in addresses if topics.is_publishable(a.topic))
+    if topics.is_publishable(accepted.address.topic):
+        return row if reached == addresses else replace(row, addresses=reached)
+    _log.error("address_unreadable", id=accepted.id, client=accepted.client)
+    name = accepted.client, accepted.id
+    topic = intake.topics.res(*(name if all(map(topics.is_level, name)) else _NOBODY))
+    address = ReplyAddress(topic, accepted.address.correlation)
+    return replace(
+        row, accepted=replace(accepted, address=address), addresses=reached, damaged=True
+    )
+
+
+def _misnamed(rows: tuple[Row, ...], intake: Intake) -> dict[int, Row]:
+    """Those that are open under another's name, by number, with the name that their messages have.
+
+    No two that are open have one name. The one whose message says it too keeps it, or else the
+    first whose message has none.
+    """
+    namesakes: dict[Key, list[Row]] = {}
+    for row in rows:
+        if row.outcome is None:
+            namesakes.setdefault((row.accepted.client, row.accepted.id), []).append(row)
+    found: dict[int, Row] = {}
+    for key, several in namesakes.items():
+        if len(several) == 1:
+            continue
+        named = [(row, _own_name(row, intake)) for row in several]
+        (own, _) = max(named, key=lambda each: (each[1] == key, each[1] is None))
+        for row, name in named:
+            if row is not own:
+                client, request_id = name or key
+                _log.error("name_unreadable", id=request_id, client=client)
+                accepted = replace(row.accepted, client=client, id=request_id)
+                found[row.accepted.number] = replace(row, accepted=accepted)
+    return found
+
+
+def _own_name(row: Row, intake: Intake) -> Key | None:
+    """What a request calls itself, as far as it does."""
+    arrival = intake.read(row.accepted.inbound)
+    if isinstance(arrival, RequestArrived) and arrival.id_given:
+        return arrival.client, arrival.id
+    return None
 
 
 def _meanwhile(row: Row, known: Ticket | None) -> AskedMeanwhile | IdTaken | None:

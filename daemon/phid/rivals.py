@@ -29,14 +29,16 @@ class Rivals:
     of one device id with different client ids both stay, and answer every request twice. A session
     is named `<process>-<connection>`. The last word of a process before us may come late, so one
     foreign word proves nothing; a second session of the same process does, or a later word of it
-    when all it had left behind must have come. `offline` is no word of the living: a broker says
-    it, for each connection that one who is long dead had lost. Of two rivals the one with the
-    greater name gives way, so that one is left.
+    when all it had left behind must have come. Neither does before we have heard ourselves: the
+    broker may have kept any number for us, which come in front of that. `offline` is no word of the
+    living: a broker says it, for each connection that one who is long dead had lost. Of two rivals
+    the one with the greater name gives way, so that one is left.
     """
 
     def __init__(self, process: str) -> None:
         self._process = process
         self._first: dict[str, _Word] = {}
+        self._heard_ourselves = False
 
     def heard(self, payload: bytes, now: float) -> bool:
         """True if this status, heard at `now` (monotonic), is of a rival that we give way to."""
@@ -45,10 +47,14 @@ class Rivals:
         except ValidationError:
             return False
         process = status.session.rpartition("-")[0]
-        if not process or process == self._process or status.state == "offline":
+        if not process or status.state == "offline":
+            return False
+        if process == self._process:
+            self._heard_ourselves = True
             return False
         if len(self._first) >= _MAX_PROCESSES:
             self._first.clear()
         first = self._first.setdefault(process, _Word(status.session, status.ts, now))
         lives = status.ts > first.ts and now - first.heard_at >= _ALIVE_AFTER_S
-        return (lives or status.session != first.session) and self._process > process
+        spoke_again = lives or status.session != first.session
+        return spoke_again and self._heard_ourselves and self._process > process

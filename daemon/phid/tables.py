@@ -71,6 +71,19 @@ _DROP_STRAY_PARTS = f"DELETE FROM pictures WHERE ts < ? AND {_NO_REQUEST}"  # no
 _DROP_PARTS = f"DELETE FROM pictures WHERE client = ? AND id = ? AND n >= 0 AND {_NO_REQUEST}"  # noqa: S608
 
 
+# Those whose request's number is another by damage: the next one of theirs is somebody else's.
+_DROP_STRAYS = tuple(
+    f"DELETE FROM {table} WHERE number NOT IN (SELECT number FROM requests)"  # noqa: S608 - no input
+    for table in ("payloads", "addresses")
+)
+_DROP_PICTURES = """DELETE FROM pictures
+    WHERE (client, id) IN (SELECT client, id FROM requests WHERE number = :n AND outcome IS NULL)
+    AND NOT EXISTS (
+        SELECT 1 FROM requests WHERE requests.client = pictures.client
+        AND requests.id = pictures.id AND outcome IS NULL AND number != :n
+    )
+"""
+
 # A time that is no number any more stays so: no other is to wait for it.
 _STEP = """
 UPDATE OR IGNORE requests SET accepted_ts = accepted_ts + :by_s, deadline_ts = deadline_ts + :by_s,
@@ -171,15 +184,14 @@ def _drop_payload(database: sqlite3.Connection, number: int) -> None:
     After its end, pictures under its id are another's.
     """
     database.execute("DELETE FROM payloads WHERE number = ?", (number,))
-    database.execute(
-        "DELETE FROM pictures WHERE (client, id) IN"
-        " (SELECT client, id FROM requests WHERE number = ? AND outcome IS NULL)",
-        (number,),
-    )
+    database.execute(_DROP_PICTURES, {"n": number})
 
 
 def read(database: sqlite3.Connection) -> Left:
-    """All that is there. Raises sqlite3.DatabaseError where a request cannot be made out."""
+    """All that is there; what belongs to no request is dropped.
+
+    Raises sqlite3.DatabaseError where a request cannot be made out.
+    """
     database.text_factory = _text
     also: dict[int, list[ReplyAddress]] = {}
     for row in database.execute("SELECT * FROM addresses"):
@@ -201,6 +213,8 @@ def read(database: sqlite3.Connection) -> Left:
         )
     ]
     conversations = [_conversation(*row) for row in database.execute("SELECT * FROM conversations")]
+    for statement in _DROP_STRAYS:
+        database.execute(statement)
     return Left(tuple(rows), tuple(parts), tuple(conversations))
 
 
@@ -218,7 +232,11 @@ def _conversation(
     texts = all(isinstance(text, str) for text in (client, session, system))
     sound = sound and texts and isinstance(ts, float)
     return ConversationKept(
-        *(str(client), str(session), system if sound else "", said if sound else (), _ts(ts))
+        client=str(client),
+        session=str(session),
+        system=system if sound else "",
+        turns=said if sound else (),
+        ts=_ts(ts),
     )
 
 
@@ -243,8 +261,13 @@ def _row(
         user=user or (),
     )
     accepted = Accepted(
-        *(number, client, request_id, bool(id_given), digest, inbound),
-        ReplyAddress(reply_topic, correlation),
+        number=number,
+        client=client,
+        id=request_id,
+        id_given=bool(id_given),
+        digest=digest,
+        inbound=inbound,
+        address=ReplyAddress(reply_topic, correlation),
         accepted_ts=_ts(times[0]),
         deadline_ts=_ts(times[1]),
         pictures=tuple(shown.get((client, request_id), ())),
@@ -254,8 +277,13 @@ def _row(
         sound = isinstance(outcome, str)
         outcome = outcome if sound else ""
     return Row(
-        *(accepted, bool(marked), tuple(also.get(number, ())), outcome, _ts(ended_ts or 0.0)),
-        *(bool(told), not sound),
+        accepted,
+        marked=bool(marked),
+        addresses=tuple(also.get(number, ())),
+        outcome=outcome,
+        ended_ts=_ts(ended_ts or 0.0),
+        told=bool(told),
+        damaged=not sound,
     )
 
 

@@ -267,6 +267,9 @@ def test_a_broker_of_one_protocol(tmp_path: Path, kind: str) -> None:
     try:
         until(lambda: "broker_connected" in daemon.log, what="a connection")
         ran = doctor(port)
+        with Requester(port, mqtt_5=kind == "rumqttd 5") as operator:
+            operator.ctl("pause")
+        mend = doctor(port).verdict("daemon")["mend"]
     finally:
         daemon.close()
         assert isinstance(broker, subprocess.Popen)
@@ -276,6 +279,7 @@ def test_a_broker_of_one_protocol(tmp_path: Path, kind: str) -> None:
     assert ran.verdict("broker")["verdict"] == "ok", ran.out
     assert ("speaking MQTT 3.1.1" in ran.verdict("broker")["says"]) == kind.endswith("3.1.1")
     assert ran.verdict("daemon")["verdict"] == "ok", ran.out
+    assert (" -V 5 " in mend) == (kind == "rumqttd 5")
     assert ran.seconds < ILL_S
 
 
@@ -326,6 +330,55 @@ def test_a_paused_daemon(
     assert f"{BASE}/dut/in/ctl/resume" in mend
     assert subprocess.run(shlex.split(mend), timeout=10 * PATIENCE, check=False).returncode == 0
     until(lambda: doctor(mosquitto.port).verdict("daemon")["verdict"] == "ok", what="its end")
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("files", ["named", "in a directory"])
+def test_what_mends_gets_in_as_the_daemon_does_and_tells_no_password(
+    tmp_path: Path, files: str
+) -> None:
+    secret, users, port = "s3cr3t of ours", tmp_path / "users", free_port()
+    users.touch()
+    subprocess.run(["mosquitto_passwd", "-b", users, "porch", secret], check=True)
+    authority, folder = Authority(tmp_path / "ca"), tmp_path / "its credentials"
+    certificate, key = authority.issue("broker", host="127.0.0.1")
+    ours, our_key = authority.issue("porch")
+    listener = (
+        f"listener {port} 127.0.0.1\ncertfile {certificate}\nkeyfile {key}\n"
+        f"cafile {authority.certificate}\nrequire_certificate true\n"
+        f"allow_anonymous false\npassword_file {users}\n"
+    )
+    (folder / "mosquitto").mkdir(parents=True)
+    for name, source in (("ca", authority.certificate), ("cert", ours), ("key", our_key)):
+        (folder / f"mqtt-{name}").write_bytes(source.read_bytes())
+    (folder / "mqtt-username").write_text("porch\n")
+    (folder / "mqtt-password").write_text(f"{secret}\n")
+    settings: dict[str, object] = {"mqtt__tls": "true", "mqtt__credentials_dir": folder}
+    if files == "named":
+        settings = {"mqtt__tls": "true", "mqtt__username": "porch"}
+        settings["mqtt__password_file"] = folder / "mqtt-password"
+        settings |= {
+            f"mqtt__{name}_file": folder / f"mqtt-{name}" for name in ("ca", "cert", "key")
+        }
+    broker = Mosquitto(folder / "mosquitto", listener, head="per_listener_settings true\n")
+    broker.start()
+    daemon = Daemon(broker.port, tmp_path)
+    try:
+        daemon.start()
+        with Requester(broker.port) as operator:
+            operator.listen(f"{BASE}/dut/out/status")
+            operator.online()
+            operator.ctl("pause")
+            ran = doctor(port, **settings)
+            assert ran.verdict("daemon")["says"].endswith("paused")
+            assert secret not in ran.out
+            subprocess.run(
+                ["sh", "-c", ran.verdict("daemon")["mend"]], timeout=10 * PATIENCE, check=True
+            )
+            operator.online()
+    finally:
+        daemon.close()
+        broker.stop()
 
 
 @pytest.mark.mosquitto

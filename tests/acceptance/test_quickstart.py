@@ -112,11 +112,27 @@ def test_left_running_it_answers_until_it_is_told_to_stop(
     until(lambda: not left_over(port), 5, "the end of all it started")
 
 
-@pytest.mark.parametrize("stored", [True, False], ids=["in the models folder", "brought along"])
+@pytest.mark.parametrize(
+    ("stored", "variable", "folder"),
+    [
+        (True, "XDG_CACHE_HOME", "phid/models"),
+        (True, "PHID_MODELS_DIR", ""),
+        (False, "XDG_CACHE_HOME", "phid/models"),
+    ],
+    ids=["in the models folder", "in the one that is set", "brought along"],
+)
 def test_left_running_it_looks_at_pictures(
-    environment: dict[str, str], models_dir: Path, tmp_path: Path, port: int, *, stored: bool
+    environment: dict[str, str],
+    models_dir: Path,
+    tmp_path: Path,
+    port: int,
+    variable: str,
+    folder: str,
+    *,
+    stored: bool,
 ) -> None:
-    models = tmp_path / "own" / "phid" / "models"
+    own = tmp_path / "own"
+    models = own / folder
     models.mkdir(parents=True)
     (models / demo.NAME).symlink_to(models_dir / demo.NAME)
     command = [*COMMAND, "--serve", "--port", str(port)]
@@ -126,7 +142,7 @@ def test_left_running_it_looks_at_pictures(
         command += ["--picture-model", str(MODELS / "tiny-phi3v")]
     process = subprocess.Popen(
         command,
-        env=environment | {"XDG_CACHE_HOME": str(tmp_path / "own")},
+        env=environment | {variable: str(own)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

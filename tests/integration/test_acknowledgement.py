@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import signal
 import socket
 import struct
@@ -16,10 +17,12 @@ from typing import Any, Self
 
 import pytest
 
-from rig import Daemon, DaemonFactory, until
+from few_words import FewWords, connack, publish, suback
+from rig import Daemon, DaemonFactory, Mosquitto, until
 from wire import BASE, PATIENCE, Requester
 
-CONNACK, PUBLISH, PUBACK = 0x20, 0x30, 0x40  # MQTT 5, section 2.1
+# MQTT 5, section 2.1
+CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 0x20, 0x30, 0x40, 0x50, 0x62, 0x70
 
 
 class StingyBroker:
@@ -226,3 +229,81 @@ def test_no_request_is_lost_to_a_restart_whether_taken_or_refused(
     # One that a stop left without the broker's word is sent again by the next start, and marked.
     once = Counter(outcome["id"] for outcome in outcomes() if not outcome.get("duplicate"))
     assert set(once.values()) == {1}
+
+
+# QoS 2, at which we do not subscribe. A broker may have a subscription of another program's for our
+# client id, or make one by itself.
+
+
+@pytest.mark.mosquitto
+def test_what_is_published_at_qos_2_is_answered_once(
+    start_daemon: DaemonFactory, requester: Requester
+) -> None:
+    daemon = start_daemon()
+    requester.request({"id": "r", "prompt": "once"}, qos=2)
+    assert requester.outcome("r")["text"] == "once"
+    daemon.stop()
+    daemon.start()
+    assert requester.ask("still here?")["text"] == "still here?"
+    assert len(requester.outcomes("r")) == 1
+    assert not daemon.logged("qos_2_received")
+
+
+@pytest.mark.mosquitto
+def test_what_comes_at_qos_2_is_answered_once_and_told(
+    start_daemon: DaemonFactory, requester: Requester, mosquitto: Mosquitto
+) -> None:
+    with Requester(mosquitto.port, name="phid-dut", session_expiry_s=3600) as another:
+        another.listen(f"{BASE}/dut/in/#", "cam/door", qos=2)
+    for n in range(3):
+        requester.request({"id": f"r{n}", "prompt": f"answer {n}"}, qos=2)
+    requester.publish("cam/door", b"x", qos=2)
+    daemon = start_daemon()
+    for n in range(3):
+        assert requester.outcome(f"r{n}")["text"] == f"answer {n}"
+    requester.publish("cam/door", b"x", qos=2)
+    assert requester.ask("still here?")["text"] == "still here?"
+    assert len(daemon.logged("qos_2_received", level="warning")) == 1
+    assert not daemon.logged("broker_away")
+    daemon.stop()
+    daemon.start()
+    assert requester.ask("and again?")["text"] == "and again?"
+    assert [len(requester.outcomes(f"r{n}")) for n in range(3)] == [1, 1, 1]
+    assert not daemon.logged("broker_away")
+
+
+def test_at_qos_2_the_broker_hears_that_we_have_it_behind_the_answer(tmp_path: Path) -> None:
+    told: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
+    question = json.dumps({"id": "r", "prompt": "x", "max_tokens": 0}).encode()
+
+    def serve(connection: socket.socket, packets: Iterator[tuple[int, bytes]]) -> None:
+        for head, body in packets:
+            match head >> 4:
+                case 1:
+                    connection.sendall(connack())
+                case 8:
+                    connection.sendall(suback(body, body.count(b"phid/")))
+                    # One that an earlier connection had received, and one that is new.
+                    connection.sendall(bytes([PUBREL, 2, 0, 9]))
+                    connection.sendall(publish(f"{BASE}/dut/in/text/c", question, 7, qos=2))
+                case 5:
+                    told.put((head, body))
+                    connection.sendall(bytes([PUBREL, 2, *body[:2]]))
+                case 7:
+                    told.put((head, body))
+                case 3 if b'"r"' in body:
+                    told.put((head, b"answer"))
+
+    with FewWords(serve) as broker:
+        daemon = Daemon(broker.port, tmp_path)
+        daemon.start()
+        try:
+            came = [told.get(timeout=10 * PATIENCE) for _ in range(4)]
+        finally:
+            daemon.close()
+    assert came == [
+        (PUBCOMP, b"\0\x09"),
+        (PUBLISH | 2, b"answer"),
+        (PUBREC, b"\0\x07"),
+        (PUBCOMP, b"\0\x07"),
+    ]

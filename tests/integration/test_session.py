@@ -308,6 +308,23 @@ def test_two_daemons_with_one_client_id_do_not_fight_for_ever(
         second.close()
 
 
+def test_what_the_process_before_us_never_read_of_itself_is_no_second_daemon(
+    start_daemon: DaemonFactory, mosquitto: Mosquitto
+) -> None:
+    """It came back once, unheard, and died: the broker has kept all of it for our client id."""
+    topic = f"{BASE}/dut/out/status"
+    with Requester(mosquitto.port, name="phid-dut", session_expiry_s=3600) as before:
+        before.listen(topic)
+    with Requester(mosquitto.port) as requester:
+        said = {"v": 1, "state": "online", "since": 1, "ts": 1, "version": "0"}
+        for n in (1, 2):  # less than any name that a process gives itself
+            requester.publish(topic, said | {"session": f"0-{n}"})
+        daemon = start_daemon()
+        assert requester.ask("still there?")["text"] == "still there?"
+        assert not daemon.logged("taken_over")
+        assert daemon.stop() == 0
+
+
 def test_an_acl_that_silences_what_it_granted_is_found_out(
     broker_with: BrokerWith, run_daemon: RunDaemon, tmp_path: Path
 ) -> None:

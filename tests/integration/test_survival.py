@@ -385,6 +385,39 @@ def test_requests_whose_times_are_damaged_are_answered_and_not_kept_for_ever(
     )
 
 
+def test_requests_whose_number_name_or_way_back_is_damaged_end_and_the_others_do_not(
+    start_daemon: DaemonFactory, lasting: Requester, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    lasting.listen(f"{BASE}/dut/out/res/#")
+    lasting.request({"prompt": HOUR_LONG, "id": "runs"})
+    for name in ("way", "name", "sound", "number"):
+        lasting.request({"prompt": f"answer {name}", "id": name})
+    lasting.request({"prompt": "answer sound", "id": "sound"}, reply_to=f"{lasting.rx}/too")
+    accepted(lasting)
+    daemon.stop(signal.SIGKILL)
+    with contextlib.closing(sqlite3.connect(journal(tmp_path), isolation_level=None)) as database:
+        for column, name in (
+            ("reply_topic = 'phid/v1/client/+/rx'", "way"),
+            ("id = 'sound'", "name"),
+            (f"number = {(1 << 63) - 1}", "number"),
+        ):
+            database.execute(f"UPDATE requests SET {column} WHERE id = '{name}'")
+        database.execute("UPDATE addresses SET reply_topic = '#'")
+    daemon.start()
+    for name in ("way", "name", "number"):
+        assert lasting.outcome(name)["code"] == "internal"
+    lasting.cancel("runs")
+    assert lasting.outcome("sound")["text"] == "answer sound"
+    assert lasting.ask("new", id="new")["text"] == "new"
+    assert daemon.stop() == 0
+    daemon.start()
+    assert lasting.ask("afterwards")["text"] == "afterwards"
+    for name in ("way", "name", "sound", "number", "new"):
+        assert len(lasting.outcomes(name)) == 1
+    assert not daemon.logged("journal_set_aside")
+
+
 def test_a_journal_of_a_later_version_is_refused_clearly(
     start_daemon: DaemonFactory, requester: Requester, tmp_path: Path
 ) -> None:

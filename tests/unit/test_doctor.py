@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from phid import doctor
+from phid import doctor, probes
 from phid.doctor import Asked
 from phid.jobs import Load
+from phid.messages import CtlReply
 from phid.probes import Reached, Verdict
+from phid.reports import NO_MODEL
 from phid.settings import Settings
 from phid.whereabouts import Whereabouts
 from rig import ROOT
@@ -226,3 +228,57 @@ def test_a_default_that_waits_for_its_turn_is_no_reason_to_restart(
     load = Load("genai", "demo", "/m/demo")
     found = doctor._engine(load, reached, Whereabouts(), whole=True, wait_s=0)
     assert found.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("mqtt", "line"),
+    [
+        ({}, "-h localhost -p 1883 -V 5 -q 1"),
+        ({"protocol": "3.1.1"}, "-h localhost -p 1883 -q 1"),
+        ({"transport": "unix", "host": "/run/the broker"}, "--unix '/run/the broker' -V 5 -q 1"),
+        ({"tls": True}, "-h localhost -p 1883 -V 5 --tls-use-os-certs -q 1"),
+        (
+            {"tls": True, "ca_file": "/ca", "cert_file": "/c", "alpn": ("mqtt", "x")},
+            "-h localhost -p 1883 -V 5 --cafile /ca --cert /c --key /c --tls-alpn mqtt -q 1",
+        ),
+        ({"ca_file": "/ca"}, "-h localhost -p 1883 -V 5 -q 1"),
+        ({"username": "my porch"}, "-h localhost -p 1883 -V 5 -u 'my porch' -q 1"),
+        (
+            {"username": "porch", "password_file": "/a secret"},
+            """-h localhost -p 1883 -V 5 -u porch -P "$(cat '/a secret')" -q 1""",
+        ),
+        ({"password_file": "/secret"}, "-h localhost -p 1883 -V 5 -q 1"),
+    ],
+)
+def test_the_line_that_commands_the_daemon_is_for_its_broker(
+    mqtt: dict[str, object], line: str
+) -> None:
+    settings = Settings(device="dut", mqtt=mqtt)  # type: ignore[arg-type]
+    topic = "phid/v1/dut/in/ctl/resume"
+    found = probes._command(settings, "resume", "{}").partition("  # ")
+    assert found[0] == f"mosquitto_pub {line} -t {topic} -m '{{}}'"
+    assert ("an operator" in found[2]) == ("username" in mqtt or "cert_file" in mqtt)
+
+
+def test_where_no_tool_speaks_to_the_broker_the_message_itself_is_told() -> None:
+    settings = Settings(device="dut", mqtt={"transport": "websockets"})  # type: ignore[arg-type]
+    line = probes._command(settings, "resume", "{}")
+    assert line == "publish {} to phid/v1/dut/in/ctl/resume"
+
+
+@pytest.mark.parametrize(
+    ("reason", "restarts"),
+    [
+        ("not_found: there is no model x in /models: see `phid models list`", False),
+        (NO_MODEL, False),
+        ("the CPU is slowed down", True),
+    ],
+)
+def test_a_model_that_is_brought_needs_no_restart(reason: str, *, restarts: bool) -> None:
+    answer = CtlReply(id="1", verb="ping", ok=True, data={"state": "degraded"})
+    settings = Settings(device="dut")
+    verdict = probes._daemon_verdict(settings, answer, {"reason": reason}, 1.0, "1")
+    assert verdict.verdict == "bad"
+    assert verdict.mend is not None
+    assert ("in/ctl/restart" in verdict.mend) == restarts
+    assert ("by itself" in verdict.mend) != restarts

@@ -182,6 +182,30 @@ def test_a_time_that_is_none_any_more_stays_with_its_request(path: Path) -> None
     assert again(path).rows[3].accepted.accepted_ts == 1014.0
 
 
+def test_what_belonged_to_a_number_that_is_another_now_is_nobody_elses(path: Path) -> None:
+    book = Book(path)
+    book.write(accepted(1), accepted(2), AskedAgain(2, ReplyAddress("elsewhere", None)))
+    book.journal.stop()
+    damage(path, f"UPDATE requests SET number = {(1 << 63) - 1} WHERE number = 2")
+    book = Book(path)
+    assert [row.damaged for row in book.left.rows] == [False, True]
+    assert isinstance(book.write(accepted(2))[0], Written)
+    book.journal.stop()
+    rows = again(path).rows
+    assert [(row.accepted.number, row.addresses) for row in rows[:2]] == [(1, ()), (2, ())]
+
+
+def test_a_request_that_ends_takes_no_picture_from_another_of_its_name(path: Path) -> None:
+    book = Book(path)
+    book.write(accepted(1), accepted(2), PartKept("c", "r2", 0, b"x", 1.0))
+    book.journal.stop()
+    damage(path, "UPDATE requests SET id = 'r2'")
+    book = Book(path)
+    book.write(Ended(1, "{}", 1.0))
+    book.journal.stop()
+    assert [part.data for part in again(path).parts] == [b"x"]
+
+
 def test_an_outcome_takes_the_place_of_what_was_asked(path: Path) -> None:
     book = Book(path)
     book.write(

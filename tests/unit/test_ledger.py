@@ -149,3 +149,26 @@ def test_those_who_ask_again_are_answered_once_each_and_only_so_many() -> None:
     with pytest.raises(Refused) as refused:
         known.also_answer(ReplyAddress("late", b"ninth"))
     assert refused.value.failure.code is Code.BUSY
+
+
+def test_a_ticket_that_was_never_opened_ends_beside_the_one_that_has_its_name(
+    ledger: Ledger,
+) -> None:
+    known, misnamed = ticket(), ticket(digest="another")
+    ledger.open(known)
+    ledger.close(misnamed, OUTCOME, 1.0)
+    assert ledger.find(known.key, "d", 2.0) is known
+    ledger.close(known, OUTCOME, 3.0)
+    assert ledger.find(known.key, "d", 4.0) is known
+    assert (len(ledger), misnamed.state) == (1, "forgotten")
+
+
+def test_of_two_outcomes_under_one_name_the_first_is_forgotten() -> None:
+    forgotten: list[Ticket] = []
+    ledger = Ledger(keep_s=100, keep_entries=3, on_forget=forgotten.append)
+    first, second = ticket(), ticket(digest="another")
+    for one in (first, second):
+        one.state, one.outcome, one.forget_at = "ended", OUTCOME, 100.0
+        ledger.recall(one)
+    assert ledger.get(first.key) is second
+    assert forgotten == [first]

@@ -78,6 +78,69 @@ def test_parts_that_no_request_waits_for_go_first() -> None:
     assert parts.missing(("c", "r"), frozenset({0, 1})) == (1,)
 
 
+def request(number: int | None = None) -> Ticket:
+    return Ticket(
+        *("c", "r", "", Request(prompt="x"), Job("1", ()), 1, ReplyAddress("out")),
+        *(0.0, 9.0, "topic", True),
+        number=number,
+    )
+
+
+@pytest.mark.parametrize("first", ["its request", "its part"])
+def test_a_request_whose_part_had_no_room_is_told_so_at_once(first: str) -> None:
+    gathering, ticket = Gathering(limit_bytes=1000, keep_s=30), request()
+    if first == "its request":
+        gathering.hold(ticket, (PartRef(0), PartRef(1)), 0.0)
+        gathering.parts.wait_on(("c", "another"))  # else that one's part would be the first to go
+    gathering.add(ticket.key, 0, bytes(600), 0.0, kept=True)
+    assert gathering.expired(0.0) == []
+    gathering.add(("c", "another"), 0, bytes(600), 1.0, kept=True)
+    if first == "its part":
+        gathering.hold(ticket, (PartRef(0), PartRef(1)), 1.0)
+    assert not gathering.complete(ticket)
+    ((ended, failure),) = gathering.expired(1.0)
+    assert ended is ticket
+    assert (failure.code, failure.retry_after_ms) == (Code.BUSY, 30_000)
+    assert failure.message == "there was no room to keep these parts: 0"
+    gathering.drop(ticket)
+    gathering.hold(request(), (PartRef(0),), 2.0)
+    assert gathering.expired(3.0) == [], "of another one of its name nothing was dropped"
+    ((_, failure),) = gathering.expired(32.0)
+    assert (failure.code, failure.message) == (Code.INCOMPLETE, "these parts did not come: 0")
+
+
+def test_a_request_whose_parts_have_no_room_even_alone_is_not_told_to_come_again() -> None:
+    gathering, ticket = Gathering(limit_bytes=1000, keep_s=30), request()
+    gathering.hold(ticket, (PartRef(0), PartRef(1)), 0.0)
+    gathering.add(ticket.key, 0, bytes(600), 0.0, kept=True)
+    gathering.add(ticket.key, 1, bytes(600), 1.0, kept=True)
+    ((_, failure),) = gathering.expired(1.0)
+    assert (failure.code, failure.retry_after_ms) == (Code.TOO_LARGE, None)
+    assert failure.message == "its parts have more than 1000 bytes together"
+
+
+def test_a_part_that_had_no_room_may_come_again_in_time() -> None:
+    gathering, ticket = Gathering(limit_bytes=1000, keep_s=30), request()
+    for part in range(2):
+        gathering.add(ticket.key, 0, bytes(600), 0.0, kept=True)
+        if part == 0:
+            gathering.add(("c", "another"), 0, bytes(600), 1.0, kept=True)
+    gathering.hold(ticket, (PartRef(0),), 2.0)
+    assert gathering.expired(2.0) == []
+    assert gathering.complete(ticket)
+
+
+def test_what_had_no_room_is_not_remembered_without_bound_nor_for_ever() -> None:
+    parts = Parts(limit_bytes=1000, keep_s=30)
+    for n in range(1000):
+        parts.add(("greedy", f"g{n}"), 0, bytes(900), 0.0, kept=True)
+    assert len(parts._roomless) <= 256
+    assert parts.lost(("greedy", "g998"), frozenset({0})) is not None
+    parts.wait_on(("greedy", "g998"))
+    parts.prune(30.0)
+    assert list(parts._roomless) == [("greedy", "g998")]
+
+
 def test_of_parts_that_were_accepted_with_their_request_none_is_dropped_for_room() -> None:
     parts = Parts(limit_bytes=1000, keep_s=30)
     for n in range(4):
@@ -107,11 +170,7 @@ def test_parts_of_a_request_that_the_disk_does_not_keep_need_no_room_there(
     gathering = Gathering(limit_bytes=1000, keep_s=30)
     gathering.parts.on_drop = dropped.append
     for ends in (gathering.complete, gathering.drop):
-        ticket = Ticket(
-            *("c", "r", "", Request(prompt="x"), Job("1", ()), 1, ReplyAddress("out")),
-            *(0.0, 9.0, "topic", True),
-            number=number,
-        )
+        ticket = request(number)
         gathering.parts.add(ticket.key, 0, b"x", 0.0, kept=True)
         gathering.hold(ticket, (PartRef(0),), 0.0)
         ends(ticket)

@@ -415,6 +415,16 @@ def test_a_reload_takes_no_part_from_a_request_that_waits_for_the_rest(owner: Ow
     assert owner.engine.job.images == (Image(PICTURE),) * 3
 
 
+def test_a_request_whose_pictures_have_no_room_ends_at_once_and_leaves_none(owner: Owner) -> None:
+    owner.desk.gathering.parts.limit_bytes = len(PICTURE)
+    owner.take("x", images=[{"part": 0}, {"part": 1}])
+    owner.take_part(0)
+    owner.take_part(1)
+    assert owner.commit_until(Ended)[-1] is Ended
+    assert [p["payload"]["code"] for p in owner.link.published] == ["too_large"]
+    assert owner.parts_on_disk == 0
+
+
 def test_everybody_who_asked_hears_that_it_cannot_be_kept(owner: Owner) -> None:
     owner.take("x", qos=0)
     owner.disk.refuses = Accepted
@@ -445,6 +455,56 @@ def test_the_ways_back_of_those_who_asked_again_are_kept_until_it_is_on_its_way(
     owner.commit()
     assert owner.told == ["result", "result"]
     assert ticket.late_addresses == []
+
+
+# A file that was damaged while nobody looked.
+
+
+def damage(folder: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "journal.db", isolation_level=None)) as file:
+        for statement in statements:
+            file.execute(statement)
+
+
+def told_of(owner: Owner) -> list[tuple[str, str]]:
+    """Of which request what was told, in order: a code or a text."""
+    every = [p["payload"] for p in owner.link.published if p["payload"]["type"] != "accepted"]
+    return [(told["id"], told.get("code") or told["text"]) for told in every]
+
+
+def test_behind_a_number_that_has_no_next_one_the_count_goes_on(owner: Owner) -> None:
+    for name in ("a", "b"):
+        owner.take(name, id=name)
+    owner.stop()
+    damage(owner.folder, f"UPDATE requests SET number = {(1 << 63) - 1} WHERE id = 'b'")
+    after = owner.restarted()
+    after.take("c", id="c")
+    assert after.commit_until(Accepted) == [Ended, Accepted]
+    after.stop()
+    assert told_of(after) == [("b", "internal")]
+    assert numbers(after.folder) == [(1, "a", 0), (2, "c", 0), ((1 << 63) - 1, "b", 1)]
+
+
+@pytest.mark.parametrize(("damaged", "sound"), [("a", "b"), ("b", "a")])
+def test_a_request_under_the_name_of_another_ends_and_the_other_runs(
+    owner: Owner, damaged: str, sound: str
+) -> None:
+    for name in ("a", "b"):
+        owner.take(name, id=name, images=[{"topic": CAMERA}])
+    owner.stop()
+    damage(owner.folder, f"UPDATE requests SET id = '{sound}' WHERE id = '{damaged}'")
+    after = owner.restarted()
+    assert [ticket.key for ticket in after.desk.ledger.open_tickets] == [("c", sound)]
+    after.end_turn()
+    assert after.commit() == [Ended]
+    assert told_of(after) == [(damaged, "internal")]
+    once_more = after.restarted()  # the sound one has kept its picture
+    assert once_more.engine.job.images == (Image(PICTURE),)
+    once_more.finish("y", 1)
+    once_more.commit_until(Ended)
+    once_more.take(sound, id=sound, images=[{"topic": CAMERA}], written=False)
+    assert [told for told in told_of(once_more) if told[0] == sound] == [(sound, "y")] * 2
+    once_more.stop()
 
 
 # A file that cannot be opened at the start, and can be later.
@@ -608,6 +668,21 @@ def test_a_part_that_was_kept_is_one_of_what_is_asked_again_meanwhile(late: Owne
     assert waiting(late) == ["s", "p"]
     late.take_part(1)
     assert waiting(late) == ["s", "p", "r"]
+
+
+def test_a_request_that_was_under_the_name_of_another_ends_none_that_has_its_own_now(
+    late: Owner,
+) -> None:
+    late.take("x", qos=0, images=[{"part": 0}, {"part": 1}])
+    damage(late.folder, "UPDATE requests SET id = 's' WHERE id = 'r'")
+    late.read_late()
+    assert late.commit_until(Ended) == [Ended]
+    assert told_of(late)[-1] == ("r", "internal")
+    assert waiting(late) == ["s"]
+    late.take_part(1)
+    assert waiting(late) == ["s", "r"]
+    late.desk.cancel("c", "r", late.now)
+    assert waiting(late) == ["s"]
 
 
 def test_the_clock_may_be_set_before_the_file_is_read(late: Owner) -> None:

@@ -167,6 +167,75 @@ def test_an_outcome_of_an_unknown_time_counts_as_new(ended_ts: float) -> None:
 
 
 def test_the_order_is_that_of_acceptance() -> None:
-    rows = [replace(row(), accepted=replace(row().accepted, number=n)) for n in (1, 2, 5)]
+    rows = [named(n, f"r{n}", b'{"prompt": "x"}') for n in (1, 2, 5)]
     found = recovery.read(tuple(rows), INTAKE, ledger(), now=NOW, wall=WALL)
     assert [entry.number for entry in found if isinstance(entry, Again)] == [1, 2, 5]
+
+
+def named(number: int, request_id: str, message: bytes) -> Row:
+    """A request under this name on the disk, and what its message says."""
+    was = row(message)
+    return replace(was, accepted=replace(was.accepted, number=number, id=request_id))
+
+
+R1, R2, UNNAMED, LOST = (
+    *(b'{"prompt": "x", "id": "r%d"}' % n for n in (1, 2)),
+    *(b'{"prompt": "x"}', b"{"),
+)
+
+
+@pytest.mark.parametrize(
+    ("messages_said", "own", "told"),
+    [
+        ((R1, R2), 1, "r1"),
+        ((R2, R1), 0, "r1"),
+        ((R2, R2), 0, "r2"),
+        ((UNNAMED, R1), 0, "r1"),
+        ((R1, LOST), 1, "r1"),
+        ((LOST, R2), 1, "r2"),
+    ],
+)
+def test_of_two_open_requests_with_one_name_the_one_it_belongs_to_keeps_it(
+    messages_said: tuple[bytes, bytes], own: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tuple(named(1 + n, "r2", said) for n, said in enumerate(messages_said))
+    found = list(recovery.read(rows, INTAKE, ledger(), now=NOW, wall=WALL))
+    (over,) = [entry for entry in found if isinstance(entry, Over) and entry.number != own + 1]
+    assert over.failure is not None
+    assert over.failure.code is Code.INTERNAL
+    assert over.ticket.key == ("c", told)
+    assert "name_unreadable" in "".join(capsys.readouterr())
+    kept = next(entry for entry in found if entry is not over)
+    assert isinstance(kept, Over if messages_said[own] == LOST else Again)
+    assert len(found) == 2
+
+
+def test_the_name_of_an_outcome_is_the_one_that_it_was_told_under() -> None:
+    ended = replace(named(1, "other", R1), outcome=OUTCOME)
+    over = one(ended)
+    assert isinstance(over, Over)
+    assert over.ticket.key == ("c", "r")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("r", "phid/v1/dev/out/res/c/r"), ("r#", "phid/v1/dev/out/res/anon/unreadable")],
+)
+@pytest.mark.parametrize("outcome", [None, OUTCOME])
+def test_a_way_back_that_is_none_any_more_is_not_taken(
+    name: str, told: str, outcome: str | None
+) -> None:
+    lost, sound = ReplyAddress("phid/v1/client/#/rx", b"corr"), ReplyAddress("other")
+    accepted = replace(row().accepted, address=lost, id=name)
+    over = one(row(accepted=accepted, addresses=(lost, sound), outcome=outcome))
+    assert isinstance(over, Over)
+    assert over.ticket.address == ReplyAddress(told, b"corr")
+    assert over.ticket.late_addresses == [sound]
+    if outcome is None:
+        assert over.failure is not None
+        assert over.failure.code is Code.INTERNAL
+    else:
+        assert over.ticket.outcome == LATE
+    again = one(row(addresses=(lost, sound)))
+    assert isinstance(again, Again)
+    assert (again.arrived.reply, again.addresses) == (ADDRESS, (sound,))

@@ -146,8 +146,15 @@ def status(session: str, ts: int = 1, state: Any = "online") -> bytes:
     return encode(Status(state=state, session=session, since=1, ts=ts, version="0"))
 
 
+def rivals_of(process: str) -> Rivals:
+    """Of one that has heard its own first word come back: what waited for it came before."""
+    rivals = Rivals(process)
+    assert not rivals.heard(status(f"{process}-1"), 0)
+    return rivals
+
+
 def test_the_last_words_of_a_process_before_us_are_no_rival() -> None:
-    rivals = Rivals("mmmm")
+    rivals = rivals_of("mmmm")
     assert not rivals.heard(status("aaaa-7"), 0)
     assert not rivals.heard(status("aaaa-7", 2, "draining"), 0.1)
     assert not rivals.heard(status("aaaa-7", 3, "offline"), 20)  # its will, by a broker that waits
@@ -156,9 +163,21 @@ def test_the_last_words_of_a_process_before_us_are_no_rival() -> None:
     assert not rivals.heard(status("mmmm-2", 9), 90)
 
 
+def test_what_a_process_that_has_ended_never_read_of_itself_is_no_rival() -> None:
+    """It had lost a connection with each; the broker kept them in the session that is ours now."""
+    rivals = Rivals("mmmm")
+    left = [status(f"aaaa-{n}", n, state) for n in (1, 2, 3) for state in ("online", "offline")]
+    # A slow link brings the last of them late.
+    assert not any(rivals.heard(word, 20.0 * at) for at, word in enumerate(left))
+    assert not rivals.heard(status("mmmm-1", 9, "offline"), 130)  # a will: we may not have spoken
+    assert not rivals.heard(status("aaaa-4", 4), 140)
+    assert not rivals.heard(status("mmmm-2", 9), 150)
+    assert rivals.heard(status("aaaa-5", 5), 151), "it spoke after us"
+
+
 def test_the_wills_of_a_process_that_has_ended_are_no_rival() -> None:
     """Each connection it lost left one, and the broker may have kept them all for us."""
-    rivals = Rivals("mmmm")
+    rivals = rivals_of("mmmm")
     wills = [status(f"aaaa-{n}", n, "offline") for n in range(1, 4)]
     assert not any(rivals.heard(will, at) for at, will in enumerate(wills))
     assert not rivals.heard(status("aaaa-4"), 20)  # nor is what it said between them
@@ -166,14 +185,14 @@ def test_the_wills_of_a_process_that_has_ended_are_no_rival() -> None:
 
 
 def test_one_with_a_client_id_of_its_own_is_a_rival_once_it_goes_on_speaking() -> None:
-    smaller, greater = Rivals("aaaa"), Rivals("zzzz")
+    smaller, greater = rivals_of("aaaa"), rivals_of("zzzz")
     at = (0, 5, 30)
     assert not any(smaller.heard(status("zzzz-1", 1 + n), n) for n in at)
     assert [greater.heard(status("aaaa-1", 1 + n), n) for n in at] == [False, False, True]
 
 
 def test_of_two_rivals_exactly_one_gives_way() -> None:
-    smaller, greater = Rivals("aaaa"), Rivals("zzzz")
+    smaller, greater = rivals_of("aaaa"), rivals_of("zzzz")
     gave_way = {
         "smaller": [smaller.heard(status(f"zzzz-{n}"), 0) for n in range(1, 4)],
         "greater": [greater.heard(status(f"aaaa-{n}"), 0) for n in range(1, 4)],
