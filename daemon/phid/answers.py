@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from phid import log, messages
-from phid.entries import Ended, Entry, Marked
+from phid.entries import ConversationKept, Ended, Entry, Marked
 from phid.errors import Code, Failure
 from phid.health import Health
 from phid.intake import RequestArrived
@@ -78,12 +78,23 @@ class Answers:
         message = messages.error_message(ticket.id, failure)
         self.end(ticket, message, counter, failure.code, now)
 
-    def end(self, ticket: Ticket, outcome: Outcome, counter: str, word: str, now: float) -> None:
-        """End a request: counted as `counter`, told in events as `word`."""
+    def end(
+        self,
+        ticket: Ticket,
+        outcome: Outcome,
+        counter: str,
+        word: str,
+        now: float,
+        said: ConversationKept | None = None,
+    ) -> None:
+        """End a request: counted as `counter`, told in events as `word`.
+
+        `said` is what its session has become by it.
+        """
         self.ledger.close(ticket, outcome, now)
         self._health.count(counter)
         self.unpublished += 1
-        if not self.records.end(ticket, outcome):
+        if not self.records.end(ticket, outcome, said):
             self._publish(ticket)
         self.ledger.prune(now)
         total_ms = round((now - ticket.arrived) * 1000)

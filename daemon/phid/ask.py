@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from pydantic import ValidationError
-
-from phid import amounts, exits, messages
+from phid import amounts, exits, messages, requests
 from phid.client import Client, Forbidden, Unheard
-from phid.decoding import refusal
-from phid.errors import Code
+from phid.errors import Code, Refused
 from phid.jobs import Finish
 from phid.messages import Delta, ErrorMessage, Outcome, Result
 from phid.requests import CancelRequest, Request
@@ -127,8 +124,8 @@ def add_parser(
 def _run(settings: Settings, options: argparse.Namespace) -> int:
     try:
         request = _request(options)
-    except ValidationError as error:
-        return _misused(refusal(Request, error).failure.message)
+    except Refused as refused:
+        return _misused(refused.failure.message)
     except (OSError, ValueError) as error:
         return _misused(str(error))
     question = Question(request, options.timeout, options.wait, options.json)
@@ -141,7 +138,7 @@ def _misused(says: str) -> int:
 
 
 def _request(options: argparse.Namespace) -> Request:
-    """What to send. Raises ValidationError, or OSError or ValueError with what to say."""
+    """What to send. Raises Refused, or OSError or ValueError with what to say."""
     detail = options.detail
     if options.session and not options.client:
         raise ValueError("--session wants --client: a conversation belongs to who has it")
@@ -163,7 +160,7 @@ def _request(options: argparse.Namespace) -> Request:
         ),
     }
     # What is not given is left to the device.
-    return Request.model_validate({n: v for n, v in fields.items() if v not in (None, ())})
+    return requests.checked({n: v for n, v in fields.items() if v not in (None, ())})
 
 
 def _held_to(path: Path) -> dict[str, Any]:

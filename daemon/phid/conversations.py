@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 
-from phid import log, wallclock
+from phid import wallclock
 from phid.entries import ConversationKept
 from phid.errors import Code, Refused
 from phid.health import Health
 from phid.jobs import Job, Turn
 from phid.ledger import Ticket
 from phid.records import Records
-from phid.sections import Sessions
+from phid.settings import Settings
+from phid.traffic import Decision
 
 SessionKey = tuple[str, str]
 """(client, session): a conversation belongs to who has it."""
 
 _MAX_UNWANTED = 1024
-_log = log.get("conversations")
+# Of the journal a quarter at most, where each character takes four bytes: the rest is requests'.
+_JOURNAL_BYTES_PER_CHAR = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,139 +34,168 @@ class Conversation:
     turns: tuple[Turn, ...]
     used_at: float
 
+    @property
+    def chars(self) -> int:
+        """How long it is."""
+        return len(self.system) + sum(len(turn.content) for turn in self.turns)
+
 
 class Conversations:
-    """One for each session, written to the disk as its requests are. Owner thread only."""
+    """One for each session, the one longest unused first. Owner thread only; never waits."""
 
-    def __init__(self, limits: Sessions, records: Records, health: Health) -> None:
-        self.limits = limits
+    def __init__(self, settings: Settings, records: Records, health: Health) -> None:
+        self._limits = settings.sessions
+        self._most_chars = settings.journal.max_bytes // _JOURNAL_BYTES_PER_CHAR
         self._records = records
         self._health = health
         self._kept: OrderedDict[SessionKey, Conversation] = OrderedDict()
-        # To be forgotten when what an earlier run has kept can be read.
+        self._chars = 0
+        # What the disk did not take the last change of, and what is to be forgotten when it can be
+        # read what an earlier run has kept.
+        self._unwritten: set[SessionKey] = set()
         self._unwanted: set[SessionKey] = set()
         health.refresh.append(self._count)
 
-    def configure(self, limits: Sessions) -> None:
+    def configure(self, settings: Settings) -> None:
         """Take over these limits."""
-        self.limits = limits
+        self._limits = settings.sessions
         self._make_room()
 
-    def check(self, session: str | None) -> None:
-        """Raises Refused where a request cannot go on with a session now."""
+    def check(self, client: str, session: str | None, now: float) -> None:
+        """Raises Refused where a request cannot go on with its session now; else it is in use."""
         if session is None:
             return
-        if not self.limits.most:
+        if not self._limits.most:
             says = "session: no conversation is kept here (sessions.most)"
             raise Refused(Code.UNSUPPORTED, says, field="session")
         if self._records.unread:
             says = "session: what an earlier run has kept cannot be read yet"
             raise Refused(Code.BUSY, says, field="session", retry_after_ms=1000)
+        if (kept := self._kept.get((client, session))) is not None:
+            self._put((client, session), replace(kept, used_at=now))
 
-    def job(self, ticket: Ticket, now: float) -> Job:
+    def job(self, ticket: Ticket) -> Job:
         """The ticket's job with what was said before it in its session."""
         key = _key(ticket)
         if key is None:
             return ticket.job
-        if (kept := self._kept.get(key)) is None:
-            return replace(ticket.job, history=())
-        self._put(key, replace(kept, used_at=now))
+        kept = self._kept.get(key, Conversation("", (), 0.0))
         turns = ticket.job.turns
-        if kept.system and turns[0].role != "system":
+        # An empty system turn of its own takes the one of before back.
+        if kept.system and turns[0].role != "system" and ticket.request.system is None:
             turns = (Turn("system", kept.system), *turns)
         return replace(ticket.job, turns=turns, history=kept.turns)
 
-    def add(self, ticket: Ticket, answer: str, history: int, now: float) -> None:
-        """Keep what the ticket asked and was answered, behind the newest `history` turns of before.
+    def add(
+        self, ticket: Ticket, job: Job, shown: int, answer: str, now: float
+    ) -> ConversationKept | None:
+        """Keep what the job asked and was answered, behind the newest `shown` turns before it.
 
-        What was answered without a word is not kept: the next answer would be of as many.
+        What is to be written, with the answer's outcome. An answer without a word is not kept: the
+        next would be of as many.
         """
         key = _key(ticket)
-        if key is None or not answer.strip():
-            return
-        kept = self._kept.get(key, Conversation("", (), now))
-        turns = ticket.job.turns
-        system = kept.system
+        if key is None or job.history is None or not answer.strip():
+            return None
+        system, turns = "", job.turns
         if turns[0].role == "system":
             system, turns = turns[0].content, turns[1:]
-        before = kept.turns[len(kept.turns) - history :]
+        before = job.history[len(job.history) - shown :]
         turns = self._cut((*before, *turns, Turn("assistant", answer)), len(system))
         if not turns:  # one exchange is more than is kept of a conversation
-            self._drop(key)
-            return
+            self._sacrifice(key)
+            return None
         self._put(key, Conversation(system, turns, now))
         self._make_room()
-        if key in self._kept:
-            self._write(key)
+        return self._records.conversation(*key, system, turns) if key in self._kept else None
 
-    def forget(self, client: str, session: str) -> None:
-        """Know nothing of it any more."""
+    def forget(self, client: str, session: str, decided: Decision) -> bool:
+        """Know nothing of it any more. True if `decided` is set when the disk does not either."""
         key = client, session
-        if not self._records.unread:
-            self._drop(key)
-        elif len(self._unwanted) < _MAX_UNWANTED:
-            self._unwanted.add(key)
+        if self._records.unread:
+            if len(self._unwanted) < _MAX_UNWANTED:
+                self._unwanted.add(key)
+            return False
+        return self._remove(key) and self._records.drop_conversation(*key, decided)
 
     def restore(self, left: tuple[ConversationKept, ...], now: float, wall: float) -> None:
         """Take over what an earlier run has kept. `now` is monotonic, `wall` Unix time."""
         for one in sorted(left, key=lambda one: one.ts):
             key = one.client, one.session
-            if not one.turns:
-                _log.error("conversation_unreadable", client=one.client, session=one.session)
-            if not one.turns or key in self._unwanted:
-                self._write(key)
+            if key in self._unwanted:
+                self._records.drop_conversation(*key)
             elif key not in self._kept:
                 used_at = now - wallclock.age_s(one.ts, wall)
                 self._put(key, Conversation(one.system, one.turns, used_at))
         self._unwanted.clear()
         self._make_room()
-        self.prune(now)
+        self.tick(now)
 
-    def prune(self, now: float) -> None:
-        """Forget those that nobody has gone on with for so long."""
-        for key, kept in list(self._kept.items()):
-            if kept.used_at + self.limits.keep_s > now:
+    def not_written(self, client: str, session: str) -> None:
+        """The disk did not take its last change: have it as it is by then when it does."""
+        self._unwritten.add((client, session))
+
+    def tick(self, now: float) -> None:
+        """Forget those that nobody has gone on with for so long; write what could not be."""
+        while self._kept:
+            key, oldest = next(iter(self._kept.items()))
+            if oldest.used_at + self._limits.keep_s > now:
                 break
             self._drop(key)
-
-    def write_again(self, client: str, session: str) -> None:
-        """The disk did not take its last change: have it as it is now when it does."""
-        self._write((client, session), later=True)
+        if self._unwritten and self._records.failing is None:
+            for key in self._unwritten:
+                if (kept := self._kept.get(key)) is None:
+                    self._records.drop_conversation(*key)
+                else:
+                    self._records.keep_conversation(*key, kept.system, kept.turns)
+            self._unwritten.clear()
 
     def _put(self, key: SessionKey, kept: Conversation) -> None:
+        self._remove(key)
         self._kept[key] = kept
-        self._kept.move_to_end(key)
+        self._chars += kept.chars
+
+    def _remove(self, key: SessionKey) -> bool:
+        if (kept := self._kept.pop(key, None)) is None:
+            return False
+        self._chars -= kept.chars
+        return True
 
     def _make_room(self) -> None:
-        """Forget what is too many: those not used for longest, of one client and then of all."""
+        """Forget what is too much: what was not used for longest, of one client and then of all."""
+        limits = self._limits
         shares = Counter(client for client, _ in self._kept)
         for key in list(self._kept):
-            if shares[key[0]] > self.limits.per_client:
+            if shares[key[0]] > limits.per_client:
                 shares[key[0]] -= 1
                 self._sacrifice(key)
-        while len(self._kept) > self.limits.most:
+        while len(self._kept) > limits.most or self._chars > self._most_chars:
             self._sacrifice(next(iter(self._kept)))
+
+    def _cut(self, turns: tuple[Turn, ...], size: int) -> tuple[Turn, ...]:
+        """The turns, if with `size` more they are no longer than is kept; else the newest of them.
+
+        Those are from a user's turn on, and half as long where that is enough for the last
+        exchange: a conversation that lost a turn each time would begin in another way each time,
+        and never be in an engine's cache.
+        """
+        chars = self._limits.chars
+        at, length = len(turns), size
+        newest: tuple[Turn, ...] = ()
+        while at and length <= chars:
+            at -= 1
+            length += len(turns[at].content)
+            if turns[at].role == "user" and (2 * length <= chars or not newest):
+                newest = turns[at:] if length <= chars else ()
+        return turns if length <= chars else newest
 
     def _sacrifice(self, key: SessionKey) -> None:
         self._drop(key)
         self._health.count("sessions_dropped")
 
-    def _cut(self, turns: tuple[Turn, ...], size: int) -> tuple[Turn, ...]:
-        """The newest of them, from a user's on, that are no larger with `size` than is kept."""
-        starts = [n for n, turn in enumerate(turns) if turn.role == "user"]
-        for start in starts:
-            if size + sum(len(turn.content) for turn in turns[start:]) <= self.limits.chars:
-                return turns[start:]
-        return ()
-
     def _drop(self, key: SessionKey) -> None:
-        if self._kept.pop(key, None) is not None:
-            self._write(key)
-
-    def _write(self, key: SessionKey, *, later: bool = False) -> None:
-        """Have it on the disk as it is, or is not, now."""
-        kept = self._kept.get(key, Conversation("", (), 0.0))
-        self._records.conversation(*key, kept.system, kept.turns, later=later)
+        if self._remove(key):
+            self._records.drop_conversation(*key)
 
     def _count(self) -> None:
         self._health.gauges["sessions"] = len(self._kept)

@@ -14,15 +14,13 @@ from phid.conversations import Conversations
 from phid.crew import Crew
 from phid.entries import (
     Accepted,
-    AskedAgain,
+    Awaited,
     ConversationDropped,
     ConversationKept,
     Ended,
-    JournalEvent,
     Left,
     Marked,
     NotWritten,
-    PartKept,
     Written,
 )
 from phid.errors import Code, Failure, Refused
@@ -78,7 +76,7 @@ class Desk:
         self.admission = Admission(
             settings, crew, self.backlog, self.gathering, records, outbox, health
         )
-        self.conversations = Conversations(settings.sessions, records, health)
+        self.conversations = Conversations(settings, records, health)
         outbox.on_told = records.told
         self._answers = Answers(settings.topics, self.ledger, records, outbox, health, tell)
         self._records = records
@@ -95,7 +93,7 @@ class Desk:
         """Take over the limits of these settings; what is already accepted stays."""
         limits = settings.limits
         self.admission.configure(settings)
-        self.conversations.configure(settings.sessions)
+        self.conversations.configure(settings)
         self.ledger.keep_s, self.ledger.keep_entries = limits.dedupe_s, limits.dedupe_entries
         self._runner.delta_interval_s = settings.stream.delta_interval_ms / 1000
         parts, vision = self.gathering.parts, settings.vision
@@ -132,7 +130,7 @@ class Desk:
             known = self._known(arrived, now)
             if known is not None:
                 return self._answers.again(known, self._with_its(known, arrived), decided, now)
-            self.conversations.check(arrived.request.session)
+            self.conversations.check(arrived.client, arrived.request.session, now)
             self.admission.check(arrived, now)
             arrived = self._with_cameras(arrived, now)
             self.admission.take(arrived, now)
@@ -192,34 +190,26 @@ class Desk:
         self.ledger.prune(now)
         self._records.recovered()
 
-    def written(self, event: JournalEvent, now: float) -> None:
+    def written(self, event: Written | NotWritten, now: float) -> None:
         """Do what has waited for the disk, or without it what can be done."""
-        match event:
-            case Written(entries):
-                for entry in entries:
-                    self._answers.written(entry)
-            case NotWritten(entry):
-                self._records.not_written(entry)
-                match entry:
-                    case Accepted(number, decided=decided):
-                        ticket = self._records.ticket(number)
-                        self._revoke(ticket, event.reason, now, decided)
-                    case AskedAgain(decided=decided) | PartKept(decided=decided):
-                        pass
-                    case Marked(number):
-                        self._runner.mark_failed(number)
-                        return
-                    case Ended():
-                        # Better told than kept back: it is written later.
-                        self._answers.written(entry)
-                        return
-                    case ConversationKept(client, session) | ConversationDropped(client, session):
-                        self.conversations.write_again(client, session)
-                        return
-                    case _:
-                        return
-                if decided is not None:
-                    decided.set()
+        if isinstance(event, Written):
+            for entry in event.entries:
+                self._answers.written(entry)
+            return
+        entry = event.entry
+        self._records.not_written(entry)
+        match entry:
+            case Accepted(number):
+                ticket = self._records.ticket(number)
+                self._revoke(ticket, event.reason, now, entry.decided)
+            case Marked(number):
+                self._runner.mark_failed(number)
+            case Ended():  # better told than kept back: it is written later
+                self._answers.written(entry)
+            case ConversationKept(client, session) | ConversationDropped(client, session):
+                self.conversations.not_written(client, session)
+        if isinstance(entry, Awaited) and entry.decided is not None:
+            entry.decided.set()
 
     def refuse(
         self, reply: ReplyAddress, request_id: str, failure: Failure, decided: Decision | None
@@ -233,12 +223,15 @@ class Desk:
         if ticket is not None:
             self._cut(ticket, Finish.CANCELLED, _CANCELLED, now)
 
-    def forget_session(self, client: str, session: str, now: float) -> None:
-        """Forget one of a client's conversations, and end what is asked in it."""
+    def forget_session(self, client: str, session: str, now: float, decided: Decision) -> bool:
+        """Forget one of a client's conversations, and end what is asked in it.
+
+        True as for `take`.
+        """
         for ticket in self.ledger.open_tickets:
             if (ticket.client, ticket.request.session) == (client, session):
                 self._cut(ticket, Finish.CANCELLED, _CANCELLED, now)
-        self.conversations.forget(client, session)
+        return self.conversations.forget(client, session, decided)
 
     def dispatch(self, now: float) -> None:
         """Hand the next request to its engine, if none runs and that is free."""
@@ -300,7 +293,7 @@ class Desk:
         for ticket, failure in self.gathering.expired(now):
             self._end_with_error(ticket, failure, now)
         self.gathering.parts.prune(now)
-        self.conversations.prune(now)
+        self.conversations.tick(now)
         self.ledger.prune(now)
         self._health.counts["parts_dropped"] = self.gathering.parts.dropped
         if (running := self._running) is not None and running.deadline <= now:

@@ -7,15 +7,13 @@ import contextlib
 import sys
 import uuid
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any
 
-from pydantic import ValidationError
-
-from phid import amounts, exits, messages
+from phid import amounts, exits, messages, requests
 from phid.ask import Question, ask
 from phid.client import Client, Unreachable
-from phid.decoding import refusal
-from phid.requests import CancelRequest, Request
+from phid.errors import Refused
+from phid.requests import CancelRequest
 from phid.settings import Settings
 
 _PROMPT = "> "
@@ -32,8 +30,8 @@ def add_parser(
         parents=parents,
         help="talk with a device, line by line",
         description="Talk with a device: each line of stdin is a question, the answer goes to "
-        "stdout, and what was said before is kept on the device. Ctrl-C ends an answer, "
-        "Ctrl-D the conversation.",
+        "stdout, and what was said before is kept on the device. Ctrl-C ends an answer; at the "
+        "prompt it ends the conversation, as Ctrl-D does.",
     )
     chats.add_argument("--system", help="the system turn")
     chats.add_argument("--model", metavar="NAME", help="one of out/info's models")
@@ -53,56 +51,60 @@ def add_parser(
 
 
 def _run(settings: Settings, options: argparse.Namespace) -> int:
-    if options.session and not options.client:
-        print("phid chat: --session wants --client: it belongs to who has it", file=sys.stderr)
-        return exits.USAGE
     client = options.client or f"cli-{uuid.uuid4().hex[:8]}"
     session = options.session or f"chat-{uuid.uuid4().hex[:8]}"
     told = {"client": client, "session": session, "stream": "delta"}
     for name in ("system", "model", "max_tokens", "temperature"):
         if (value := getattr(options, name)) is not None:
             told[name] = value
-    status = exits.OK
     try:
-        for line in _lines(sys.stdin):
-            try:
-                request = Request.model_validate(told | {"id": uuid.uuid4().hex, "prompt": line})
-            except ValidationError as error:
-                says = refusal(Request, error).failure.message
-                print(f"phid chat: {says}", file=sys.stderr)
-                return exits.USAGE
-            status = ask(settings, Question(request, options.timeout), sys.stdout, sys.stderr)
-            if status == exits.NO_ANSWER or (status == exits.INTERRUPTED and not _is_typed()):
-                return status
+        if options.session and not options.client:
+            raise ValueError("--session wants --client: a conversation belongs to who has it")
+        requests.checked(told | {"prompt": "-"})  # whatever is wrong with it is told at once
+    except (Refused, ValueError) as error:
+        print(f"phid chat: {error}", file=sys.stderr)
+        return exits.USAGE
+    try:
+        return _talk(settings, told, options.timeout)
     finally:
         if not options.session:
             _forget(settings, client, session)
-    return exits.OK if _is_typed() else status
 
 
-def _is_typed() -> bool:
-    return sys.stdin.isatty()
+def _talk(settings: Settings, told: dict[str, Any], timeout_s: float) -> int:
+    """Ask line by line: the exit status, which for lines of a pipe is that of one that failed."""
+    typed = sys.stdin is not None and sys.stdin.isatty()
+    failed = exits.OK
+    try:
+        for line in _typed() if typed else sys.stdin or ():
+            if not line.strip():
+                continue
+            request = requests.checked(
+                told | {"id": uuid.uuid4().hex, "prompt": line.removesuffix("\n")}
+            )
+            status = ask(settings, Question(request, timeout_s), sys.stdout, sys.stderr)
+            if status == exits.NO_ANSWER or (status == exits.INTERRUPTED and not typed):
+                return status
+            failed = failed or status
+    except (Refused, ValueError) as error:  # the text of a line: of no UTF-8, with a NUL in it
+        print(f"phid chat: {error}", file=sys.stderr)
+        return exits.USAGE
+    return exits.OK if typed else failed
 
 
-def _lines(source: TextIO) -> Iterator[str]:
-    """What is asked: a line each, without those that are blank."""
-    if not _is_typed():
-        yield from (line.rstrip("\n") for line in source if line.strip())
-        return
+def _typed() -> Iterator[str]:
     with contextlib.suppress(ImportError):  # lines can be edited where it is there
         import readline  # noqa: F401, PLC0415
     while True:
         try:
-            line = input(_PROMPT)
+            yield input(_PROMPT)
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        if line.strip():
-            yield line
 
 
 def _forget(settings: Settings, client: str, session: str) -> None:
-    """Leave nothing of it on the device; if that cannot be told, its time will come."""
+    """Have the device forget it; if that cannot be told, its time will come."""
     topics = settings.topics
     forget = messages.encode(CancelRequest(session=session))
     with (

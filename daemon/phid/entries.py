@@ -61,10 +61,7 @@ class PartsDropped:
 
 @dataclass(frozen=True, slots=True)
 class ConversationKept:
-    """What was said in a session so far; it takes the place of what was written of it before.
-
-    `turns` are none where they cannot be read any more.
-    """
+    """What was said in a session so far; it takes the place of what was written of it before."""
 
     client: str
     session: str
@@ -79,6 +76,7 @@ class ConversationDropped:
 
     client: str
     session: str
+    decided: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +88,12 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Its outcome, as JSON."""
+    """Its outcome, as JSON, and what its session has become by it."""
 
     number: int
     outcome: str
     ts: float
+    said: ConversationKept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +121,9 @@ class Stepped:
 class Tried:
     """Nothing, but written: whether the disk takes it."""
 
+
+Awaited = Accepted | AskedAgain | PartKept | ConversationDropped
+"""What a message is not acknowledged to the broker before."""
 
 Entry = (
     Accepted

@@ -37,6 +37,10 @@ _NO_MEMORY = re.compile(
 )
 
 
+# Of a context, what a conversation leaves to the answer, if that is to be so long.
+_ANSWERS_SHARE = 4
+
+
 class Stream(Protocol):
     """One job inside a runtime: its prompt is encoded and fits, nothing has been computed."""
 
@@ -125,19 +129,24 @@ def generate(
 def _open(job: Job, runtime: Runtime) -> tuple[Stream, int]:
     """The job with its history before it, and how many turns of that are in the prompt.
 
-    A history that leaves no room for an answer of max_tokens, or that the runtime does not take, is
-    halved until it does: what is left is in the cache for the turns that follow. Raises Refused
-    where the job alone is refused.
+    A history that leaves no room for the answer, or that the runtime does not take, is halved until
+    it does: what is left is in the cache for the turns that follow. Raises Refused where the job
+    alone is refused.
     """
     history = job.history or ()
+    # Who asks for the whole context would have no history at all.
+    room = min(job.sampling.max_tokens, runtime.facts.context // _ANSWERS_SHARE)
     while True:
+        turns = _conversation(history, job.turns)
         try:
-            stream = runtime.open(replace(job, turns=_conversation(history, job.turns)))
+            # It may take less of a history than of a prompt.
+            given = None if job.history is None else history
+            stream = runtime.open(replace(job, turns=turns, history=given))
         except Refused:
             if not history:
                 raise
         else:
-            if not history or stream.room >= job.sampling.max_tokens:
+            if not history or stream.room >= room:
                 return stream, len(history)
             stream.close()
         history = _later_half(history)

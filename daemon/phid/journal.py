@@ -17,16 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from phid import log, tables
-from phid.entries import (
-    Accepted,
-    AskedAgain,
-    Entry,
-    JournalEvent,
-    Left,
-    NotWritten,
-    PartKept,
-    Written,
-)
+from phid.entries import Awaited, Entry, JournalEvent, Left, NotWritten, Written
 from phid.settings import SettingsError
 
 _APPLICATION_ID = 0x70686964  # "phid"
@@ -143,7 +134,7 @@ class Journal:
     def _written(self, entries: list[Entry]) -> None:
         for entry in entries:
             # Before the owner hears of it: what the broker waits for is on the disk.
-            if isinstance(entry, Accepted | AskedAgain | PartKept) and entry.decided is not None:
+            if isinstance(entry, Awaited) and entry.decided is not None:
                 entry.decided.set()
         self._post(Written(tuple(entries)))
 
@@ -261,7 +252,6 @@ class Journal:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
         database.execute(f"PRAGMA journal_size_limit={16 << 20}")
-        database.execute(f"PRAGMA max_page_count={int(self.max_bytes * _HEADROOM) // _PAGE_BYTES}")
         if not count:
             with _transaction(database):
                 database.execute(f"PRAGMA application_id={_APPLICATION_ID}")
@@ -269,6 +259,8 @@ class Journal:
         with _transaction(database):
             for statement in tables.CREATE.split(";"):
                 database.execute(statement)
+        # Behind the tables: one that an earlier version did not have fits into a full file, too.
+        database.execute(f"PRAGMA max_page_count={int(self.max_bytes * _HEADROOM) // _PAGE_BYTES}")
         (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if sound != "ok":
             raise sqlite3.DatabaseError(f"it is damaged: {sound}")

@@ -75,9 +75,10 @@ class Prefix:
 def length(needed: int, most: int, *, grows: bool) -> int:
     """How long a cache is made that is to be kept: a little longer than a job needs.
 
-    Requests of the same kind differ by a few tokens. A conversation grows.
+    Requests of the same kind differ by a few tokens. A conversation grows: it is given as much
+    again, so that it is seldom that it has to be read anew for a longer one.
     """
-    room = 16 * _STEP if grows else 0
+    room = max(needed, 16 * _STEP) if grows else 0
     return min(-(-(needed + room) // _STEP) * _STEP, most)
 
 

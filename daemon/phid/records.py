@@ -177,21 +177,24 @@ class Records:
             self._journal.write_later(PartsDropped(*key))
 
     def conversation(
-        self, client: str, session: str, system: str, turns: tuple[Turn, ...], *, later: bool
-    ) -> None:
-        """Have written what was said in a session, or by no turns that it is forgotten.
+        self, client: str, session: str, system: str, turns: tuple[Turn, ...]
+    ) -> ConversationKept:
+        """What was said in a session, to be written with the outcome that brought its last turn."""
+        return ConversationKept(client, session, system, turns, self._time_of_day())
 
-        That is with this turn's commit, or with some `later` one.
-        """
+    def keep_conversation(
+        self, client: str, session: str, system: str, turns: tuple[Turn, ...]
+    ) -> None:
+        """Have written what was said in a session, by itself."""
+        if self._journal is not None:
+            self._entries.append(self.conversation(client, session, system, turns))
+
+    def drop_conversation(self, client: str, session: str, decided: Decision | None = None) -> bool:
+        """True if it is being taken off the disk, and `decided` set when it is."""
         if self._journal is None:
-            return
-        entry: Entry = ConversationDropped(client, session)
-        if turns:
-            entry = ConversationKept(client, session, system, turns, self._time_of_day())
-        if later:
-            self._journal.write_later(entry)
-        else:
-            self._entries.append(entry)
+            return False
+        self._entries.append(ConversationDropped(client, session, decided))
+        return True
 
     def mark(self, ticket: Ticket) -> None:
         """Have it on the disk that deltas of it are published, from soon on."""
@@ -201,12 +204,19 @@ class Records:
             ticket.mark = "asked"
             self._entries.append(Marked(ticket.number))
 
-    def end(self, ticket: Ticket, outcome: Outcome) -> bool:
-        """True if its outcome is being written, and to be published when it is."""
-        if self._journal is None or ticket.number is None:
+    def end(self, ticket: Ticket, outcome: Outcome, said: ConversationKept | None = None) -> bool:
+        """True if its outcome is being written, and to be published when it is.
+
+        `said` is what its session has become by it: they are written together, or neither is.
+        """
+        if self._journal is None:
+            return False
+        if ticket.number is None:
+            if said is not None:
+                self._entries.append(said)
             return False
         payload = messages.encode(outcome).decode()
-        self._entries.append(Ended(ticket.number, payload, self._time_of_day()))
+        self._entries.append(Ended(ticket.number, payload, self._time_of_day(), said))
         return True
 
     def told(self, number: int) -> None:

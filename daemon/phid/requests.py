@@ -342,8 +342,13 @@ def decode_properties(user: tuple[tuple[str, str], ...]) -> Request:
             raise Refused(Code.BAD_REQUEST, f"{name}: not as a property", field=name)
         else:
             content[name] = value
+    return checked(content)
+
+
+def checked(fields: dict[str, Any]) -> Request:
+    """The request of these fields. Raises Refused."""
     try:
-        return Request.model_validate(content)
+        return Request.model_validate(fields)
     except ValidationError as error:
         raise refusal(Request, error) from None
 

@@ -66,17 +66,19 @@ class Runner:
     def start(self, ticket: Ticket, worker: Worker, now: float) -> None:
         """Hand a request to an engine, which must be free."""
         ticket.state, ticket.model = "running", worker.load.model
+        # Nobody is told more often than a delta is due.
+        gather_s = self.delta_interval_s
+        job = self._conversations.job(ticket)
+        job = replace(job, budget_s=ticket.deadline - now, gather_s=gather_s)
         self._run = Run(
             ticket,
             DeltaStream(ticket.id, wanted=ticket.streams, interval_s=self.delta_interval_s),
             worker,
             handed=now,
+            job=job,
         )
-        # Nobody is told more often than a delta is due.
-        gather_s = self.delta_interval_s
-        job = self._conversations.job(ticket, now)
-        worker.submit(replace(job, budget_s=ticket.deadline - now, gather_s=gather_s))
-        length = sum(len(turn.content) for turn in job.turns)
+        worker.submit(job)
+        length = sum(len(turn.content) for turn in (*job.turns, *(job.history or ())))
         if ticket.streams and not job.images and length <= worker.prefill_slice:
             # So short that its first token is near: its mark goes into the commit of the request.
             self._records.mark(ticket)
@@ -186,9 +188,9 @@ class Runner:
             job_s=now - run.handed,
             tokens=result.usage.output_tokens,
         )
-        self._conversations.add(run.ticket, text, run.history, now)
+        said = self._conversations.add(run.ticket, run.job, run.history, text, now)
         counter = {Finish.CANCELLED: "jobs_cancelled", Finish.DEADLINE: "jobs_expired"}
-        self._answers.end(run.ticket, result, counter.get(finish, "jobs_ok"), finish, now)
+        self._answers.end(run.ticket, result, counter.get(finish, "jobs_ok"), finish, now, said)
 
     def _end_stream(self, run: Run, now: float) -> None:
         self._publish_delta(run, now, last=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from phid.jobs import Finish, Finished, Started, Tokens, Usage
+from phid.jobs import Finish, Finished, Job, Started, Tokens, Usage
 from phid.ledger import Ticket
 from phid.messages import Result, Timing, UsageReport
 from phid.streams import DeltaStream
@@ -19,6 +19,7 @@ class Run:
     stream: DeltaStream
     worker: Worker
     handed: float
+    job: Job
     started: bool = False
     usage: Usage = field(default_factory=Usage)
     first_token: float | None = None

@@ -198,13 +198,16 @@ class Sessions(Section):
     most: int = Field(
         64,
         ge=0,
-        le=10_000,
+        le=1000,
         description="How many, of all clients; the one longest unused goes first. 0: none.",
     )
-    per_client: int = Field(8, ge=1, le=10_000, description="How many, of one client.")
+    per_client: int = Field(8, ge=1, le=1000, description="How many, of one client.")
     keep_s: Seconds = Field(3600, description="How long one is kept after its last request.")
     chars: int = Field(
-        32_768, ge=256, le=10_000_000, description="Characters of one; its oldest turns go first."
+        32_768,
+        ge=256,
+        le=1_000_000,
+        description="Most characters of one; of a longer one the newer half is kept.",
     )
 
 

@@ -265,7 +265,7 @@ class Service:
             case CancelArrived(client, request_id):
                 self._desk.cancel(client, request_id, now)
             case ForgetArrived(client, session):
-                self._desk.forget_session(client, session, now)
+                return self._desk.forget_session(client, session, now, decided)
             case CommandArrived() if self._loopback.heard(arrival.id):
                 pass
             case CommandArrived():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Any, assert_never
 
+from phid import log
 from phid.entries import (
     Accepted,
     AskedAgain,
@@ -32,6 +33,8 @@ from phid.traffic import Inbound
 
 _Kind = type | UnionType
 _Bytes = bytes | None
+
+_log = log.get("tables")
 
 SCHEMA = 1
 """The version of the tables; a file of a later one is refused, never guessed at."""
@@ -108,19 +111,17 @@ def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901, PL
             database.execute(_DROP_STRAY_PARTS, (ts - _PARTS_KEPT_S,))
         case PartsDropped(client, request_id):
             database.execute(_DROP_PARTS, (client, request_id))
-        case ConversationKept(client, session, system, turns, ts):
-            said = json.dumps([[turn.role, turn.content] for turn in turns], ensure_ascii=False)
-            database.execute(
-                "INSERT OR REPLACE INTO conversations VALUES (?, ?, ?, ?, ?)",
-                (client, session, system, said, ts),
-            )
+        case ConversationKept():
+            _keep_conversation(database, entry)
         case ConversationDropped(client, session):
             database.execute(
                 "DELETE FROM conversations WHERE client = ? AND session = ?", (client, session)
             )
         case Marked(number):
             database.execute("UPDATE requests SET marked = 1 WHERE number = ?", (number,))
-        case Ended(number, outcome, ts):
+        case Ended(number, outcome, ts, said):
+            if said is not None:
+                _keep_conversation(database, said)
             _drop_payload(database, number)
             database.execute(
                 "UPDATE requests SET outcome = ?, ended_ts = ? WHERE number = ?",
@@ -160,6 +161,17 @@ def _accept(database: sqlite3.Connection, entry: Accepted) -> None:
     )
     for n, data in entry.pictures:
         _keep(database, entry.client, entry.id, n, entry.accepted_ts, data)
+
+
+def _keep_conversation(database: sqlite3.Connection, kept: ConversationKept) -> None:
+    """One that had to wait for the disk takes nothing back that was said after it."""
+    turns = json.dumps([[turn.role, turn.content] for turn in kept.turns], ensure_ascii=False)
+    database.execute(
+        "INSERT INTO conversations VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+        " SET system = excluded.system, turns = excluded.turns, ts = excluded.ts"
+        " WHERE excluded.ts >= ts OR typeof(ts) != 'real'",
+        (kept.client, kept.session, kept.system, turns, kept.ts),
+    )
 
 
 def _user_properties(text: str | None) -> tuple[tuple[str, str], ...] | None:
@@ -212,32 +224,40 @@ def read(database: sqlite3.Connection) -> Left:
             " ORDER BY number"
         )
     ]
-    conversations = [_conversation(*row) for row in database.execute("SELECT * FROM conversations")]
+    conversations = _conversations(database)
     for statement in _DROP_STRAYS:
         database.execute(statement)
     return Left(tuple(rows), tuple(parts), tuple(conversations))
 
 
+def _conversations(database: sqlite3.Connection) -> list[ConversationKept]:
+    """Those that can be read. Nothing is owed to anybody for the others: they are dropped."""
+    sound, damaged = [], []
+    for row, *columns in database.execute("SELECT rowid, * FROM conversations").fetchall():
+        kept = _conversation(*columns)
+        if kept is None:
+            damaged.append((row,))
+        else:
+            sound.append(kept)
+    if damaged:
+        _log.error("conversations_unreadable", count=len(damaged))
+        database.executemany("DELETE FROM conversations WHERE rowid = ?", damaged)
+    return sound
+
+
 def _conversation(
-    client: Any, session: Any, system: Any, turns: Any, ts: object
-) -> ConversationKept:
-    """Nothing is owed to anybody for it: where it cannot be read it is empty."""
+    client: Any, session: Any, system: Any, turns: Any, ts: Any
+) -> ConversationKept | None:
     try:
         said = tuple(Turn(role, content) for role, content in json.loads(turns))
-        sound = all(
-            turn.role in ("user", "assistant") and isinstance(turn.content, str) for turn in said
-        )
     except (ValueError, TypeError):
-        sound = False
-    texts = all(isinstance(text, str) for text in (client, session, system))
-    sound = sound and texts and isinstance(ts, float)
-    return ConversationKept(
-        client=str(client),
-        session=str(session),
-        system=system if sound else "",
-        turns=said if sound else (),
-        ts=_ts(ts),
-    )
+        return None
+    roles = {turn.role for turn in said}
+    texts = (client, session, system, *(turn.content for turn in said))
+    sound = said and roles <= {"user", "assistant"} and all(isinstance(t, str) for t in texts)
+    if not sound or not math.isfinite(_ts(ts)):
+        return None
+    return ConversationKept(client, session, system, said, ts)
 
 
 def _row(

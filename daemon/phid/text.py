@@ -108,6 +108,9 @@ class TextRuntime:
         end, first = self.facts.context, 0
         if (line := self._line) is not None:
             end, first = line.end(len(prompt), end), line.first_call(len(prompt))
+        if first and job.history:
+            # Beyond the line there is no cache to go on from: each turn would be read anew, whole.
+            raise Refused(Code.TOO_LARGE, "the conversation passes the model's short context")
         options = _search_options(job.sampling, len(prompt), end)
         schema, warm = job.sampling.schema, None
         if kept is not None:

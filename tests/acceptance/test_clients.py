@@ -317,8 +317,27 @@ def test_chat_ends_where_nobody_is_and_tells_what_is_wrong(daemon: Daemon) -> No
     assert (nobody.returncode, nobody.stderr.count("nobody")) == (exits.NO_ANSWER, 1)
     wrong = phid(daemon.port, "chat", "--temperature", "9", stdin="x\n")
     assert (wrong.returncode, "temperature" in wrong.stderr) == (exits.USAGE, True)
-    failed = phid(daemon.port, "chat", stdin=f"{script(fail_at=1)}\n")
+    failed = phid(daemon.port, "chat", stdin=f"{script(fail_at=1)}\nand on\n")
     assert (failed.returncode, "internal" in failed.stderr) == (exits.ERROR, True)
+    assert failed.stdout == "and on\n"
+    name = phid(daemon.port, "chat", "--client", "a+", stdin="x\n")
+    assert (name.returncode, "client" in name.stderr) == (exits.USAGE, True)
+    nul = phid(daemon.port, "chat", stdin="a\0b\n")
+    assert (nul.returncode, "NUL" in nul.stderr) == (exits.USAGE, True)
+
+
+def test_chat_with_what_is_no_text_says_so(daemon: Daemon) -> None:
+    command = [sys.executable, "-m", "phid", "chat", "--port", str(daemon.port), "--device", "dut"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "daemon")}
+    for said in (b"caf\xe9\n", b"good\ncaf\xe9\n"):
+        told = subprocess.run(
+            command, input=said, env=environment, capture_output=True, timeout=60, check=False
+        )
+        assert (told.returncode, b"Traceback" in told.stderr) == (exits.USAGE, False), told.stderr
+    closed = subprocess.run(
+        ["sh", "-c", f"exec {' '.join(command)} <&-"], env=environment, timeout=60, check=False
+    )
+    assert closed.returncode == 0
 
 
 def test_ctrl_c_ends_an_answer_and_ctrl_d_the_chat(daemon: Daemon) -> None:

@@ -6,6 +6,7 @@ import importlib
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +14,7 @@ import pytest
 
 from contract.subjects import EngineProcess
 from phid import catalog, fit, graphs, soundness, store
-from phid.jobs import Finish, Finished, Job, Load, Ready, Sampling, Turn
+from phid.jobs import Finish, Finished, Job, Load, Ready, Sampling, Started, Turn
 from rig import ROOT
 from unwritten import Counted, Unwritten
 
@@ -112,3 +113,33 @@ def test_an_answer_ends_where_the_cache_would_be_of_two_scales(long_twin: Path) 
     end = answer(long_twin, words(4030))
     assert end.usage.prompt_tokens + end.usage.output_tokens == 4096
     assert (end.finish, end.usage.output_tokens < 60) == (Finish.LENGTH, True)
+
+
+def test_a_conversation_stays_on_this_side_of_the_line_and_in_the_cache(long_twin: Path) -> None:
+    engine = EngineProcess()
+    try:
+        engine.load(Load("genai", "twin", str(long_twin), prefix_cache=True))
+        said: tuple[Turn, ...] = ()
+        shown, cached = [], []
+        for n in range(24):
+            asked = Turn("user", f"{n} {words(400)}")
+            job = Job("j", (asked,), Sampling(max_tokens=8), history=said)
+            events = engine.ask(job)
+            assert isinstance(events[0], Started)
+            assert events[0].prompt_tokens <= 4096
+            shown.append(events[0].history)
+            cached.append(events[0].cached_tokens)
+            said = (*said[len(said) - events[0].history :], asked, Turn("assistant", "yes"))
+        # It grows to the line, and is half as long again: then it is read anew, and for a longer
+        # cache a few times on the way.
+        halved = {n for n in range(1, 24) if shown[n] < shown[n - 1]}
+        assert 1 <= len(halved) <= 4
+        anew = {n for n in range(1, 24) if cached[n] < 64 * (shown[n] * 200 // 64)}
+        assert halved <= anew
+        assert len(anew) <= len(halved) + 2
+        # Who says more than that in one turn has it read.
+        end = engine.ask(replace(job, turns=(Turn("user", words(4200)),)))
+        assert isinstance(end[0], Started)
+        assert (end[0].history, end[0].prompt_tokens > 4096) == (0, True)
+    finally:
+        engine.close()

@@ -8,6 +8,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,10 @@ def test_a_history_that_is_too_long_loses_its_oldest_turns(asker: Requester) -> 
     # Four turns of 700 tokens before a fifth leave no room for a sixth: the newer half stays, and
     # what is lost is lost.
     assert told == [0, 2, 2, 2]
+    # Whoever wants the whole context for the answer is given a quarter of it at least, not all.
+    assert asker.ask("short", session="long", max_tokens=4096)["session_turns"] == 4
     before = [line[:7] for line in recalled(asker, "long")]
-    assert before == ["user: 2", "assista", "user: 3", "assista"]
-    assert asker.ask(essay, session="long", max_tokens=4096)["session_turns"] == 0
+    assert before == ["user: 2", "assista", "user: 3", "assista", "user: s", "assista"]
 
 
 def test_a_client_forgets_its_session(asker: Requester, daemon: Daemon) -> None:
@@ -207,6 +209,32 @@ def test_a_device_may_keep_none(start_daemon: DaemonFactory, requester: Requeste
     error = requester.ask("x", session="s")
     assert (error["code"], error["field"]) == ("unsupported", "session")
     assert "sessions.most" in error["message"]
+
+
+def test_a_session_that_waits_or_is_answered_is_in_use(
+    start_daemon: DaemonFactory, requester: Requester
+) -> None:
+    daemon = start_daemon(sessions__keep_s=1)
+    requester.ask("first", session="s", system="Be brief.")
+    slow = script(tokens=30, token_ms=50)
+    with daemon.engine_held():
+        requester.request({"prompt": slow, "id": "slow", "session": "s", "max_tokens": 30})
+        accepted(requester)
+        time.sleep(1.5)
+    assert requester.outcome("slow")["session_turns"] == 2
+    assert len(recalled(requester, "s")) == 5
+
+
+def test_a_stream_with_a_long_history_is_marked_late(
+    start_daemon: DaemonFactory, lasting: Requester
+) -> None:
+    daemon = start_daemon()
+    lasting.ask("word " * 600, session="s")
+    prompt = script(tokens=3, prompt_tokens=700, prefill_ms=6000)
+    lasting.request({"prompt": prompt, "id": "slow", "session": "s", "stream": "delta"})
+    accepted(lasting)
+    reborn(daemon)
+    assert lasting.outcome("slow", 60)["text"] == "t1 t2 t3 "
 
 
 def test_a_session_nobody_goes_on_with_is_forgotten_on_the_disk_too(
@@ -304,7 +332,9 @@ def test_a_damaged_conversation_is_forgotten_and_nothing_else(
     daemon.start()
     assert recalled(lasting, "s") == []
     assert recalled(lasting, "t") == ["user: sound", "assistant: sound"]
-    assert daemon.logged("conversation_unreadable")
+    assert daemon.logged("conversations_unreadable", count=1)
+    left = rows(tmp_path, KEPT)
+    assert sorted(row[1] for row in left) in (["s", "t"], ["t"])  # the one of now
     assert not daemon.logged("journal_set_aside")
 
 

@@ -122,7 +122,7 @@ def test_what_was_accepted_with_its_parts_is_taken_over_whatever_room_there_is(d
 
 
 def keep_none(desk: Desk) -> None:
-    desk.conversations.configure(Sessions(most=0))
+    desk.conversations.configure(SETTINGS.model_copy(update={"sessions": Sessions(most=0)}))
 
 
 @pytest.mark.parametrize(
