@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from phid import control, exits, log, notify, reports, sensors
+from phid import control, deaths, exits, log, notify, reports, sensors
 from phid.bulletin import Bulletin
 from phid.crew import Crew
+from phid.deaths import ThreadDied
 from phid.desk import Desk
 from phid.entries import JournalEvent, Left, NotWritten, Written
 from phid.errors import Refused
@@ -62,7 +63,7 @@ class Signalled:
     name: str
 
 
-Mail = Received | BrokerEvent | EngineSaid | EngineEnded | JournalEvent | Signalled
+Mail = Received | BrokerEvent | EngineSaid | EngineEnded | JournalEvent | Signalled | ThreadDied
 
 
 class Service:
@@ -152,13 +153,15 @@ class Service:
         """Serve until stopped: the exit status, or RESTART_STATUS."""
         _log.info("service_started", device=self._settings.device, version=reports.VERSION)
         try:
-            self._start()
-            while not self._ended:
-                self._turn()
-            self._farewell()
+            with deaths.told(self._mailbox.put):
+                self._start()
+                while not self._ended:
+                    self._turn()
+                self._farewell()
         finally:
             self._reception.close()
-            self._session.stop()
+            if self._ended:  # else it is a fault, of which the will is to tell
+                self._session.stop()
             self._crew.stop()
             self._notebook.stop()
             if self._journal is not None:
@@ -232,6 +235,8 @@ class Service:
                 self._signalled(name, now)
             case Subscribed():
                 self._lookout.subscribed(mail)
+            case ThreadDied(name, fault):  # who waits for it would wait for ever
+                raise RuntimeError(f"the {name} thread died of {fault}")
 
     def _tick(self, now: float) -> None:
         self._desk.tick(now)
