@@ -184,7 +184,7 @@ class Desk:
         self.ledger.prune(now)
         self._records.recovered()
 
-    def written(self, event: JournalEvent, now: float) -> None:
+    def written(self, event: JournalEvent) -> None:
         """Do what has waited for the disk, or without it what can be done."""
         match event:
             case Written(entries):
@@ -195,7 +195,7 @@ class Desk:
                 match entry:
                     case Accepted(number, decided=decided):
                         ticket = self._records.ticket(number)
-                        self._revoke(ticket, event.reason, now, decided)
+                        self._revoke(ticket, event.reason, decided)
                     case AskedAgain(decided=decided) | PartKept(decided=decided):
                         pass
                     case Marked(number):
@@ -223,7 +223,7 @@ class Desk:
             self._cut(ticket, Finish.CANCELLED, Failure(Code.CANCELLED, "cancelled"), now)
 
     def dispatch(self, now: float) -> None:
-        """Hand the next request to its engine, if none runs and that is free."""
+        """Hand the next request to its engine, if none runs and that is free: in every turn."""
         if self.held or self.cooling or self._running is not None:
             return
         self._expire(now)
@@ -236,9 +236,8 @@ class Desk:
             self._end_with_error(ticket, worker, now)
 
     def engine_said(self, event: Event, now: float) -> None:
-        """Bring the running job along, and give the engine the next when it is free."""
+        """Bring the running job along."""
         self._runner.engine_said(event, now)
-        self.dispatch(now)
 
     def engine_lost(self, worker: Worker, now: float) -> None:
         """Its engine is gone: its job runs again if nothing of it was published, else it ends."""
@@ -246,7 +245,6 @@ class Desk:
             return
         if (ticket := self._runner.engine_lost(f"the engine {worker.why}", now)) is not None:
             self.backlog.push(ticket, first=True)
-        self.dispatch(now)  # another model's engine may be free
 
     def end_waiting(self, model: str, failure: Failure, now: float) -> None:
         """Answer all that wait for this model with the same failure: no engine will come."""
@@ -318,9 +316,7 @@ class Desk:
         else:
             self._enqueue(ticket, now)
 
-    def _revoke(
-        self, ticket: Ticket | None, reason: str, now: float, decided: Decision | None
-    ) -> None:
+    def _revoke(self, ticket: Ticket | None, reason: str, decided: Decision | None) -> None:
         """It cannot be kept, so it was not accepted. An answer that is there already is one."""
         if ticket is None or ticket.state == "ended":
             return
@@ -334,7 +330,6 @@ class Desk:
         failure = Failure(Code.BUSY, says, retry_after_ms=self.admission.retry_after_ms)
         for address in (ticket.address, *ticket.late_addresses):
             self._answers.refuse(address, ticket.id, failure, decided)
-        self.dispatch(now)
 
     def _enqueue(self, ticket: Ticket, now: float) -> None:
         position = self.backlog.push(ticket) + (self._running is not None)

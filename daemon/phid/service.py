@@ -87,13 +87,8 @@ class Service:
             Journal(path, self._mailbox.put, max_bytes=kept.max_bytes) if kept.enabled else None
         )
         self._notebook = Notebook(settings.state_dir / "watches.json")
-        self._lookout = Lookout(
-            settings,
-            Roster(self._notebook, settings.mqtt.base),
-            self._crew,
-            self._outbox,
-            self._health,
-        )
+        roster = Roster(self._notebook, settings.mqtt.base)
+        self._lookout = Lookout(settings, roster, self._crew, self._outbox, self._health)
         self._records = Records(self._journal, self._health)
         self._desk = Desk(
             settings,
@@ -178,7 +173,7 @@ class Service:
         self._crew.start()
         if self._journal is not None and (left := self._journal.open()) is not None:
             self._desk.recover(left, self._operations.intake, now, time.time())
-        self._operations.look(now)
+        self._operations.look()
         self._session.start()
         notify.notify("READY=1")
 
@@ -219,7 +214,7 @@ class Service:
             case Left() if self._operations.stop_by is None:  # else it is the next start's
                 self._desk.recover(mail, self._operations.intake, now, time.time())
             case Written() | NotWritten():
-                self._desk.written(mail, now)
+                self._desk.written(mail)
             case Connected():
                 self._connected(mail, now)
             case Disconnected():
@@ -245,11 +240,13 @@ class Service:
         self._bulletin.unkept = self._records.failing
         self._thermal.tick(now, self._settings.health.pause_above_c)
         self._bulletin.heat, self._desk.cooling = self._thermal.reason, self._thermal.waits
+        # Before the crew, which else would give to a default the room made for who waits.
+        self._desk.dispatch(now)
         self._crew.tick(now, quiet=self._desk.idle)
         self._watchdog.tick(now)
         self._bulletin.tick(now, self._desk.backlog, paused=self._operations.paused)
         self._operations.tick(now)
-        self._operations.look(now)
+        self._operations.look()
         # Last: what is left of the engine's time when every request has had its turn.
         self._lookout.tick(now, allowed=self._desk.spares_the_engine)
         if self._operations.stop_by is not None and (
@@ -327,19 +324,15 @@ class Service:
                 self._health.count("model_loads")
                 _log.info("model_loaded", model=facts.model, ms=facts.load_ms)
                 self._bulletin.publish_provider(worker)
-                self._operations.look(now)
             case LoadFailed():
                 self._bulletin.publish_provider(worker)
-                self._operations.look(now)
                 if (failure := self._crew.refusal(worker.load.model)) is not None:
                     self._desk.end_waiting(worker.load.model, failure, now)
         self._lookout.engine_said(event, now)
         self._desk.engine_said(event, now)
 
     def _engine_ended(self, ended: EngineEnded, now: float) -> None:
-        worker = self._crew.ended(ended, now)
-        if worker is None:
-            self._desk.dispatch(now)  # there may be room for another now
+        if (worker := self._crew.ended(ended, now)) is None:
             return
         self._health.count("engine_restarts")
         self._health.count("engine_recycles", worker.recycling is not None)

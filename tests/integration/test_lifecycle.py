@@ -340,6 +340,22 @@ def test_a_stop_in_mid_answer_lets_it_and_what_waits_end(
     assert kinds[-1] == STATUS, "offline comes last"
 
 
+@pytest.mark.parametrize("verbs", [("pause",), ("pause", "drain"), ("drain",)])
+def test_a_stop_lets_what_was_held_back_go_on(
+    start_daemon: DaemonFactory, watcher: Requester, verbs: tuple[str, ...]
+) -> None:
+    daemon = start_daemon(journal__enabled="false")
+    with daemon.engine_held():
+        watcher.request({"prompt": "runs", "id": "runs"})
+        watcher.request({"prompt": "held", "id": "held"})
+        for verb in verbs:
+            assert watcher.ctl(verb)["ok"]
+    assert watcher.outcome("runs")["text"] == "runs"
+    daemon.signal(signal.SIGTERM)
+    assert watcher.outcome("held")["text"] == "held"
+    assert daemon.stop(timeout=10) == 0
+
+
 def test_a_stop_that_takes_too_long_ends_with_the_text_so_far(
     start_daemon: DaemonFactory, watcher: Requester
 ) -> None:

@@ -174,7 +174,7 @@ class Owner:
         self.disk.let.release()
         said = self.disk.said.get(timeout=60)
         assert not isinstance(said, Left)
-        self.desk.written(said, self.now)
+        self.desk.written(said)
         self.end_turn()
         return [type(entry) for entry in entries]
 
@@ -193,7 +193,7 @@ class Owner:
         assert isinstance(left, Left)
         written = self.disk.said.get(timeout=60)
         assert isinstance(written, Written)
-        self.desk.written(written, self.now)
+        self.desk.written(written)
         return left
 
     def commit_until(self, last: type[Entry]) -> list[type[Entry]]:
