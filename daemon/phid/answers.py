@@ -85,7 +85,6 @@ class Answers:
         self.unpublished += 1
         if not self.records.end(ticket, outcome):
             self._publish(ticket)
-        self.ledger.prune(now)
         total_ms = round((now - ticket.arrived) * 1000)
         tokens = outcome.usage.output_tokens if isinstance(outcome, Result) else 0
         self._tell(
