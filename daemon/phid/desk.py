@@ -277,8 +277,10 @@ class Desk:
         """Do what has come due: deadlines and deltas."""
         self._records.tick(now)
         self._expire(now)
-        for ticket, failure in self.gathering.expired(now):
-            self._end_with_error(ticket, failure, now)
+        for ticket, why in self.gathering.expired(now):
+            says = f"its deadline passed, and {why.message}"
+            late = replace(why, code=Code.EXPIRED, message=says)
+            self._end_with_error(ticket, late if ticket.deadline <= now else why, now)
         self.gathering.parts.prune(now)
         self.ledger.prune(now)
         self._health.counts["parts_dropped"] = self.gathering.parts.dropped
