@@ -634,6 +634,35 @@ def test_a_request_that_waits_has_a_running_watch_given_up(scene: SceneFactory) 
     assert s.counted() == {"frames": 2, "yielded": 1, "answers": 1}
 
 
+def test_an_answer_that_was_whole_before_it_was_given_up_is_told(scene: SceneFactory) -> None:
+    """The engine's gate has its frame for answered: the scene would be hidden from then on."""
+    s = scene(watch(min_interval_s=5, max_age_s=60))
+    s.frame()
+    s.tick()
+    s.tick(allowed=False)
+    s.finish("a person")
+    assert [told["text"] for told in s.told()] == ["a person"]
+    s.frame()
+    s.tick(4)
+    assert s.worker.free, "its interval goes on"
+    assert s.counted() == {"frames": 2, "answers": 1}
+
+
+@pytest.mark.parametrize("fields", [{"delete": True}, {"prompt": "closed?"}])
+def test_a_whole_answer_to_what_is_not_asked_any_more_is_not_told(
+    scene: SceneFactory, fields: dict[str, Any]
+) -> None:
+    s = scene()
+    s.command(name="gate", topic="cam/gate", prompt="open?")
+    s.frame("cam/gate")
+    s.tick()
+    s.command(name="gate", **fields)
+    s.finish("yes")
+    assert s.told("gate") == []
+    assert s.counted() == {"frames": 1, "yielded": 1}
+    s.notebook.stop()
+
+
 def test_failures_are_told_at_most_once_in_an_interval(scene: SceneFactory) -> None:
     s = scene(watch(min_interval_s=5))
     for n in range(40):
