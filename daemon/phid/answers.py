@@ -155,7 +155,8 @@ class Answers:
         self.unpublished -= 1
         if ticket.last_delta is not None:
             address = ticket.address
-            self._outbox.send_now(address.topic, ticket.last_delta, address.correlation)
+            if not self._outbox.send_now(address.topic, ticket.last_delta, address.correlation):
+                self._health.count("deltas_dropped")
             ticket.last_delta = None
         self._outbox.answer(ticket.address, outcome, ticket.number)
         for address in ticket.late_addresses:

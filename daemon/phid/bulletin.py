@@ -135,7 +135,9 @@ class Bulletin:
             paused=paused,
             outbox=self._outbox,
         )
-        self._outbox.send_now(self.settings.topics.health, reports.numbers_payload(numbers))
+        payload = reports.numbers_payload(numbers)
+        if not self._outbox.send_now(self.settings.topics.health, payload):
+            self._outbox.dropped += 1
 
     def publish_event(self, event: EventMessage) -> None:
         """Publish a line of what has happened."""

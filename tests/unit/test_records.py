@@ -299,6 +299,20 @@ def test_an_answer_that_is_whole_before_its_mark_is_written_is_told_in_order(own
     assert owner.told == ["accepted", "delta", "result"]
 
 
+def test_a_last_delta_that_waited_for_the_disk_and_finds_no_link_is_counted(owner: Owner) -> None:
+    owner.take("x" * LONG, stream="delta")
+    owner.say(Started(owner.job_id, prompt_tokens=LONG))
+    owner.commit()
+    owner.stream(2)
+    owner.begin()
+    owner.finish("t0 t1 ", 2)
+    owner.commit()
+    owner.outbox.disconnect()
+    assert owner.commit() == [Ended]
+    assert owner.told == ["accepted"]
+    assert owner.desk._health.counts["deltas_dropped"] == 1
+
+
 def test_a_stream_of_two_hundred_tokens_costs_a_write_a_mark_and_an_outcome(owner: Owner) -> None:
     owner.take("x" * LONG, stream="delta")
     owner.say(Started(owner.job_id, prompt_tokens=LONG))
