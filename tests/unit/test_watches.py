@@ -254,6 +254,24 @@ def test_silent_cameras_make_room_for_those_that_speak() -> None:
     assert slots.held_bytes == 60
 
 
+def test_of_several_frames_each_is_counted_once_looked_at_or_dropped() -> None:
+    slots = Slots(watch(frames=3, every_s=1.0, max_age_s=60))
+    for n in range(3):
+        offer(slots, "c", b"%d" % n, n)
+        assert (slots.frames, slots.dropped) == (n + 1, 0), "it may be asked of still"
+    assert len(slots.take("c")) == 3
+    assert (slots.looked, slots.dropped) == (3, 0)
+    # Too near to be asked of beside the next, which takes its place.
+    offer(slots, "c", b"near", 2.5)
+    offer(slots, "c", b"next", 3.2)
+    assert slots.dropped == 1
+    assert [f.payload for f in slots.take("c")] == [b"1", b"2", b"next"]
+    assert (slots.frames, slots.looked, slots.dropped) == (5, 4, 1)
+    for n in range(10):
+        offer(slots, "c", b"far %d" % n, 10.0 + n)
+    assert (slots.frames, slots.looked, slots.dropped) == (15, 4, 1 + 10 - 4)
+
+
 def test_a_frame_looked_at_is_not_looked_at_again_however_many_cameras_come_and_go() -> None:
     slots = Slots(watch())
     offer(slots, "steady", b"1", 0)
@@ -276,7 +294,8 @@ def test_several_frames_are_the_last_ones_and_far_enough_apart(
     gaps: list[float], n: int, every_s: float
 ) -> None:
     slots = Slots(watch(frames=n, every_s=every_s, max_age_s=5))
-    at = 0.0
+    at, dropped = 0.0, 0
+    looked: set[bytes] = set()
     for number, gap in enumerate(gaps):
         at += gap
         told = offer(slots, "c", b"%d" % number, at)
@@ -288,6 +307,10 @@ def test_several_frames_are_the_last_ones_and_far_enough_apart(
             assert len(frames) == n
             for before, after in pairwise(frames):
                 assert after.at - before.at >= every_s
+            looked.update(frame.payload for frame in frames)
+        assert slots.looked == len(looked)
+        assert dropped <= slots.dropped <= number + 1 - len(looked)
+        dropped = slots.dropped
     # Enough of them, closely enough together: then it was asked.
     if at >= 2 * n * every_s and max(gaps) < every_s / 2:
         assert slots.looked
