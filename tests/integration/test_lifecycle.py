@@ -161,6 +161,16 @@ def test_a_model_that_is_not_there_is_not_loading_and_is_run_when_it_comes(
     assert started(daemon) == 1
 
 
+def test_a_model_that_a_power_cut_left_moved_aside_is_found_at_the_start(
+    start_daemon: DaemonFactory, watcher: Requester, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    bring(models, "eyes")
+    (models / "eyes").rename(models / ".eyes.old")
+    start_daemon(engine__runtime="genai", engine__model="eyes", **EAGER)
+    assert watcher.ask("Say hello.", 60, max_tokens=4)["model"] == "eyes"
+
+
 def test_a_model_that_is_not_there_takes_only_its_own_requests_with_it(
     start_daemon: DaemonFactory, watcher: Requester, tmp_path: Path
 ) -> None:
