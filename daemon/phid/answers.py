@@ -96,7 +96,6 @@ class Answers:
         self.unpublished += 1
         if not self.records.end(ticket, outcome, said):
             self._publish(ticket)
-        self.ledger.prune(now)
         total_ms = round((now - ticket.arrived) * 1000)
         tokens = outcome.usage.output_tokens if isinstance(outcome, Result) else 0
         self._tell(
@@ -168,7 +167,8 @@ class Answers:
         self.unpublished -= 1
         if ticket.last_delta is not None:
             address = ticket.address
-            self._outbox.send_now(address.topic, ticket.last_delta, address.correlation)
+            if not self._outbox.send_now(address.topic, ticket.last_delta, address.correlation):
+                self._health.count("deltas_dropped")
             ticket.last_delta = None
         self._outbox.answer(ticket.address, outcome, ticket.number)
         for address in ticket.late_addresses:

@@ -64,8 +64,8 @@ class Bulletin:
             self._heartbeat_at = now + self.settings.health.heartbeat_s
             self.publish_status(backlog)
 
-    def look(self, *, paused: bool, draining: bool, backlog: Backlog) -> bool:
-        """True if the state has changed; it has been told then."""
+    def look(self, *, paused: bool, draining: bool, backlog: Backlog) -> None:
+        """Tell of the state if it has changed."""
         state = reports.state_of(
             crew=self._crew,
             paused=paused,
@@ -75,10 +75,8 @@ class Bulletin:
             unkept=self.unkept,
             heat=self.heat,
         )
-        if state == self.state:
-            return False
-        self._change(state, backlog)
-        return True
+        if state != self.state:
+            self._change(state, backlog)
 
     def farewell(self, backlog: Backlog) -> None:
         """Publish `offline`, as the will would."""
@@ -137,7 +135,9 @@ class Bulletin:
             paused=paused,
             outbox=self._outbox,
         )
-        self._outbox.send_now(self.settings.topics.health, reports.numbers_payload(numbers))
+        payload = reports.numbers_payload(numbers)
+        if not self._outbox.send_now(self.settings.topics.health, payload):
+            self._outbox.dropped += 1
 
     def publish_event(self, event: EventMessage) -> None:
         """Publish a line of what has happened."""

@@ -101,6 +101,9 @@ class Child:
                 self._said(self._connection.recv())
         except (EOFError, OSError):
             pass
+        except Exception as error:  # noqa: BLE001 - whichever: it cannot be understood any more
+            _log.error("engine_not_understood", pid=self.pid, fault=log.fault(error))
+            self._process.kill()
         returncode = self._process.wait()
         self._unsent.put(None)
         self._threads[2].join(1.0)  # for its last words

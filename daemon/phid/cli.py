@@ -23,6 +23,7 @@ from phid import (
     origins,
     programs,
     shelf,
+    store,
 )
 from phid import settings as settings_module
 from phid.client import Unreachable
@@ -72,6 +73,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     from phid import operations, service  # noqa: PLC0415 - the clients start faster without it
 
     log.configure(settings.log.level, settings.log.format)
+    store.put_back(settings.models_dir)
     try:
         models = lineup.read(settings)
     except PermissionError as error:

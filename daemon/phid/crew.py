@@ -139,8 +139,7 @@ class Crew:
 
     def start(self) -> None:
         """Load the default for text; the others follow as there is room."""
-        name = self._defaults["text"]
-        if name is not None:
+        if (name := self._defaults["text"]) is not None:
             self._start(self._members[name])
 
     def stop(self) -> None:
@@ -212,7 +211,8 @@ class Crew:
                 self._retire(member, member.leaving, now)
             elif not kept and now - member.worker.used_at >= self.keep_alive_s:
                 self._retire(member, "nobody has asked for it", now)
-        wanted = [m for m in (*self._default_members(), *self._pinned()) if m.absence is None]
+        pinned = [member for member in self._members.values() if member.pinned]
+        wanted = [m for m in (*self._default_members(), *pinned) if m.absence is None]
         for member in wanted:
             if member.worker.state == "stopped" and not (member.leaving or self._changing):
                 if self._room.missing(member, self._members.values()) <= 0:
@@ -239,19 +239,23 @@ class Crew:
         The old one answers until it is loaded, where memory holds both; else it goes first, and
         what is asked meanwhile waits. If it cannot be loaded, the old one stays or comes back.
         """
+        if (pending := self._switch) is not None and pending.name == name:
+            self.load(name, now, pin=False)  # it is on its way
+            return
         member = self._known(name)
         slots: list[Slot] = ["frame"] if member.kind == "vision" else ["text"]
-        both = self._defaults["text"]
-        if both is not None and both == self._defaults["frame"]:
+        # Those that have answered, not one of a switch that may come to nothing yet.
+        good = self._defaults | (pending.old if pending and pending.in_force else {})
+        both = good["text"]
+        if both is not None and both == good["frame"]:
             # One for both is replaced in both, but frames stay with what can see.
             sees = self._members[both].kind == "vision"
             slots = ["text"] if sees and member.kind != "vision" else ["text", "frame"]
-        old = {slot: self._defaults[slot] for slot in slots}
+        old = {slot: good[slot] for slot in slots}
         self.want(name, now)
-        member.ordered = True
-        beside = member.worker.state != "stopped" or not self.waits_for_room(name)
-        self._switch = _Switch(name, old, in_force=not beside)
-        if not beside:
+        self._defaults, member.ordered = good, True
+        self._switch = _Switch(name, old, in_force=self.waits_for_room(name))
+        if self._switch.in_force:
             self._make_default(self._switch)
         self._complete_switch()
 
@@ -303,9 +307,6 @@ class Crew:
     def _default_members(self) -> list[Member]:
         names = dict.fromkeys(name for name in self._defaults.values() if name is not None)
         return [self._members[name] for name in names]
-
-    def _pinned(self) -> list[Member]:
-        return [member for member in self._members.values() if member.pinned]
 
     def _named(self, name: str | None) -> Member:
         member = self._members.get(name or "")

@@ -190,7 +190,7 @@ class Desk:
         self.ledger.prune(now)
         self._records.recovered()
 
-    def written(self, event: Written | NotWritten, now: float) -> None:
+    def written(self, event: Written | NotWritten) -> None:
         """Do what has waited for the disk, or without it what can be done."""
         if isinstance(event, Written):
             for entry in event.entries:
@@ -201,7 +201,7 @@ class Desk:
         match entry:
             case Accepted(number):
                 ticket = self._records.ticket(number)
-                self._revoke(ticket, event.reason, now, entry.decided)
+                self._revoke(ticket, event.reason, entry.decided)
             case Marked(number):
                 self._runner.mark_failed(number)
             case Ended():  # better told than kept back: it is written later
@@ -234,7 +234,7 @@ class Desk:
         return self.conversations.forget(client, session, decided)
 
     def dispatch(self, now: float) -> None:
-        """Hand the next request to its engine, if none runs and that is free."""
+        """Hand the next request to its engine, if none runs and that is free: in every turn."""
         if self.held or self.cooling or self._running is not None:
             return
         self._expire(now)
@@ -247,9 +247,8 @@ class Desk:
             self._end_with_error(ticket, worker, now)
 
     def engine_said(self, event: Event, now: float) -> None:
-        """Bring the running job along, and give the engine the next when it is free."""
+        """Bring the running job along."""
         self._runner.engine_said(event, now)
-        self.dispatch(now)
 
     def engine_lost(self, worker: Worker, now: float) -> None:
         """Its engine is gone: its job runs again if nothing of it was published, else it ends."""
@@ -257,7 +256,6 @@ class Desk:
             return
         if (ticket := self._runner.engine_lost(f"the engine {worker.why}", now)) is not None:
             self.backlog.push(ticket, first=True)
-        self.dispatch(now)  # another model's engine may be free
 
     def end_waiting(self, model: str, failure: Failure, now: float) -> None:
         """Answer all that wait for this model with the same failure: no engine will come."""
@@ -290,8 +288,10 @@ class Desk:
         """Do what has come due: deadlines and deltas."""
         self._records.tick(now)
         self._expire(now)
-        for ticket, failure in self.gathering.expired(now):
-            self._end_with_error(ticket, failure, now)
+        for ticket, why in self.gathering.expired(now):
+            says = f"its deadline passed, and {why.message}"
+            late = replace(why, code=Code.EXPIRED, message=says)
+            self._end_with_error(ticket, late if ticket.deadline <= now else why, now)
         self.gathering.parts.prune(now)
         self.conversations.tick(now)
         self.ledger.prune(now)
@@ -330,9 +330,7 @@ class Desk:
         else:
             self._enqueue(ticket, now)
 
-    def _revoke(
-        self, ticket: Ticket | None, reason: str, now: float, decided: Decision | None
-    ) -> None:
+    def _revoke(self, ticket: Ticket | None, reason: str, decided: Decision | None) -> None:
         """It cannot be kept, so it was not accepted. An answer that is there already is one."""
         if ticket is None or ticket.state == "ended":
             return
@@ -346,7 +344,6 @@ class Desk:
         failure = Failure(Code.BUSY, says, retry_after_ms=self.admission.retry_after_ms)
         for address in (ticket.address, *ticket.late_addresses):
             self._answers.refuse(address, ticket.id, failure, decided)
-        self.dispatch(now)
 
     def _enqueue(self, ticket: Ticket, now: float) -> None:
         position = self.backlog.push(ticket) + (self._running is not None)

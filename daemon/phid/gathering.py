@@ -44,7 +44,7 @@ class Gathering:
 
     def hold(self, ticket: Ticket, pictures: tuple[Picture, ...], now: float) -> None:
         """Keep a request whose parts may be missing; `complete` says whether they are."""
-        self._held[ticket] = _Held(pictures, now + self.parts.keep_s)
+        self._held[ticket] = _Held(pictures, min(now + self.parts.keep_s, ticket.deadline))
         self.parts.wait_on(ticket.key)
 
     def add(self, key: Key, n: int, part: Part, now: float, *, kept: bool) -> Ticket | None:

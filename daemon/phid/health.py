@@ -61,7 +61,7 @@ KEYS: dict[str, str] = {
     "model_loads_total": "models loaded",
     "deltas_dropped_total": "deltas not sent: their text came with the result",
     "parts_dropped_total": "pictures sent apart that no request asked for in time",
-    "messages_dropped_total": "reports not sent; never an outcome",
+    "messages_dropped_total": "reports not sent, or lost with their connection; never an outcome",
     "messages_refused_total": "publications the broker would not take from us: see its ACL",
     "journal_mb": "size of what is kept on disk of requests and outcomes, MiB",
     "journal_commit_ms_p99": "how long a commit takes, of the last 256: a request waits for one",

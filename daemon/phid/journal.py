@@ -148,7 +148,7 @@ class Journal:
                 for entry in entries:
                     tables.apply(self._database, entry)
             self._measure(self._database)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, MemoryError) as error:
             if self._is_damage(error):
                 self._put_aside(str(error))
             return self._failed(error)
@@ -166,7 +166,7 @@ class Journal:
             try:
                 self._database = self._connect()
                 left = None if self._is_read else tables.read(self._database)
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, MemoryError) as error:
                 self._close()
                 if is_damage := self._is_damage(error):
                     self._put_aside(str(error))
@@ -191,11 +191,13 @@ class Journal:
 
     def _failed(self, error: Exception) -> str:
         self.failures += 1
-        reason = f"{self._path}: {error}"
+        says = str(error) or "out of memory"  # as SQLite's MemoryError says nothing
+        reason = f"{self._path}: {says}"
         if self.failing is None:
             _log.error("journal_not_written", reason=reason)
         self.failing = reason
-        if isinstance(error, OSError) or "disk I/O" in str(error) or "readonly" in str(error):
+        # One that has run out of memory may be within a transaction still.
+        if isinstance(error, OSError | MemoryError) or "disk I/O" in says or "readonly" in says:
             self._close()
         return reason
 

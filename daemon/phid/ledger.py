@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,6 +109,7 @@ class Ledger:
         self._open: dict[Key, Ticket] = {}
         self._ended: OrderedDict[Key, Ticket] = OrderedDict()
         self._unnamed: dict[tuple[str, str], Ticket] = {}
+        self._forgets_at = math.inf  # no outcome is to be forgotten before
 
     def __len__(self) -> int:
         return len(self._open) + len(self._ended)
@@ -155,6 +157,7 @@ class Ledger:
         self._keep(ticket)
         if not ticket.id_given:
             self._unnamed[ticket.topic, ticket.digest] = ticket
+        self._forgets_at = min(self._forgets_at, ticket.forget_at)
 
     def close(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
         """Keep the outcome for the dedupe window: as long as the deadline was, or keep_s.
@@ -174,10 +177,15 @@ class Ledger:
         self._keep(ticket)
         while len(self._ended) > self.keep_entries:
             self._forget(next(iter(self._ended.values())))
+        self._forgets_at = min(self._forgets_at, ticket.forget_at)
 
     def prune(self, now: float) -> None:
-        """Forget outcomes whose window is over."""
-        for ticket in [t for t in self._ended.values() if t.forget_at <= now]:
+        """Forget outcomes whose window is over; to ask at every turn costs nothing."""
+        if now < self._forgets_at:
+            return
+        kept = self._ended.values()
+        self._forgets_at = min((t.forget_at for t in kept if t.forget_at > now), default=math.inf)
+        for ticket in [t for t in kept if t.forget_at <= now]:
             self._forget(ticket)
 
     def _keep(self, ticket: Ticket) -> None:

@@ -14,7 +14,7 @@ from phid.errors import Code, Failure, Refused
 from phid.findings import Sighting
 from phid.gallery import Gallery, Rules
 from phid.health import Health
-from phid.jobs import Event, Failed, Finished, Image, Unchanged
+from phid.jobs import Event, Failed, Finish, Finished, Image, Unchanged
 from phid.outbox import Outbox, Publication
 from phid.posts import Post, Posts
 from phid.requests import WatchCommand
@@ -161,18 +161,13 @@ class Lookout:
         if look is None or getattr(event, "job_id", None) != look.job_id:
             return
         match event:
-            case Finished():
+            case Finished() | Failed():
                 self._look = None
                 look.post.lost_engines = 0
-                if look.given_up:
+                if look.given_up and (_was_cut(event) or look.post not in self._posts):
                     self._yield(look)
-                else:
+                elif isinstance(event, Finished):
                     self._answer(look, event, now)
-            case Failed():
-                self._look = None
-                look.post.lost_engines = 0
-                if look.given_up:
-                    self._yield(look)
                 else:
                     failure = Failure(event.code, event.message, field=event.field)
                     self._fail(look.post, look.seen, failure, now)
@@ -329,3 +324,11 @@ class Lookout:
         post.next_at[topic] = until
         for known in [t for t in post.next_at if t not in post.slots]:
             del post.next_at[known]
+
+
+def _was_cut(event: Finished | Failed) -> bool:
+    """False for an answer that was whole before the word to give it up had come.
+
+    The engine holds later frames against that one, and so it must be told.
+    """
+    return isinstance(event, Failed) or event.finish in (Finish.CANCELLED, Finish.DEADLINE)

@@ -59,7 +59,6 @@ class Operations:
         self.stop_by: float | None = None
         self.exit_status = 0
         self.due: dict[str, float] = {}
-        self._was_cooling = False
         self._read_settings = read_settings
         self._crew = crew
         self._desk = desk
@@ -67,17 +66,13 @@ class Operations:
         self._health = health
         self._lookout = lookout
 
-    def look(self, now: float) -> None:
+    def look(self) -> None:
         """Bring what is told, and who is let in, in line with the facts."""
         self._desk.admission.closed = reports.closed(
             crew=self._crew, paused=self.paused, draining=self.draining
         )
         backlog = self._desk.backlog
-        cooled = self._was_cooling and not self._desk.cooling
-        self._was_cooling = self._desk.cooling
-        changed = self._bulletin.look(paused=self.paused, draining=self.draining, backlog=backlog)
-        if changed or cooled:  # something else may still degrade the state
-            self._desk.dispatch(now)
+        self._bulletin.look(paused=self.paused, draining=self.draining, backlog=backlog)
 
     def tick(self, now: float) -> None:
         """Do what a command has put off."""
@@ -97,7 +92,7 @@ class Operations:
         self.draining = True
         self.paused = self._desk.held = False
         self.stop_by = now + self.settings.limits.drain_s
-        self.look(now)
+        self.look()
 
     # The commands.
 
@@ -121,7 +116,6 @@ class Operations:
         """Take requests again; a service that stops cannot be held up."""
         self.paused = self._desk.held = False
         self.draining = self.stop_by is not None
-        self._desk.dispatch(time.monotonic())
         return self._changed()
 
     def drain(self) -> Data:
@@ -178,7 +172,7 @@ class Operations:
                 self._crew.unload(command.name, now)
             case "switch":
                 self._crew.switch(command.name, now)
-        self.look(now)
+        self.look()
         return {"action": command.action, "name": command.name, "models": self._crew.states}
 
     def restart(self, what: str) -> Data:
@@ -196,7 +190,7 @@ class Operations:
         self._bulletin.publish_event(ReloadEvent(ts=int(time.time()), **fields))
 
     def _changed(self) -> Data:
-        self.look(time.monotonic())
+        self.look()
         return {"state": self._bulletin.state.name}
 
     def _configure_log(self, level: str) -> None:

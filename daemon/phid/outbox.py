@@ -96,10 +96,12 @@ class Outbox:
         """Keep what was not acknowledged and is an outcome; it is sent again, marked."""
         self._link = None
         self._unwritten.clear()
+        before = len(self)
         owed = [replace(p, sent_before=True) for p in self._in_flight.values() if p.outcome]
         self._in_flight.clear()
         self._waiting = deque([*owed, *(p for p in self._waiting if p.outcome)])
         self._outcomes = len(self._waiting)
+        self.dropped += before - self._outcomes
 
     def put(self, publication: Publication) -> None:
         """Publish at QoS 1 when the window allows. Without a link only answers are kept.

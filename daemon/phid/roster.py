@@ -156,8 +156,9 @@ class Notebook:
         while (page := self._pages.get()) is not None:
             try:
                 statefile.write(self._path, _SCHEMA, page)
-            except OSError as error:
-                _log.error("notebook_not_written", path=str(self._path), reason=str(error))
+            except (OSError, MemoryError) as error:
+                reason = str(error) or "out of memory"
+                _log.error("notebook_not_written", path=str(self._path), reason=reason)
 
 
 def _list(content: dict[str, Any], key: str) -> list[Any]:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from phid import control, exits, log, notify, reports, sensors
+from phid import control, deaths, exits, log, notify, reports, sensors
 from phid.bulletin import Bulletin
 from phid.crew import Crew
+from phid.deaths import ThreadDied
 from phid.desk import Desk
 from phid.entries import JournalEvent, Left, NotWritten, Written
 from phid.errors import Refused
@@ -63,7 +64,7 @@ class Signalled:
     name: str
 
 
-Mail = Received | BrokerEvent | EngineSaid | EngineEnded | JournalEvent | Signalled
+Mail = Received | BrokerEvent | EngineSaid | EngineEnded | JournalEvent | Signalled | ThreadDied
 
 
 class Service:
@@ -87,13 +88,8 @@ class Service:
             Journal(path, self._mailbox.put, max_bytes=kept.max_bytes) if kept.enabled else None
         )
         self._notebook = Notebook(settings.state_dir / "watches.json")
-        self._lookout = Lookout(
-            settings,
-            Roster(self._notebook, settings.mqtt.base),
-            self._crew,
-            self._outbox,
-            self._health,
-        )
+        roster = Roster(self._notebook, settings.mqtt.base)
+        self._lookout = Lookout(settings, roster, self._crew, self._outbox, self._health)
         self._records = Records(self._journal, self._health)
         self._desk = Desk(
             settings,
@@ -153,13 +149,15 @@ class Service:
         """Serve until stopped: the exit status, or RESTART_STATUS."""
         _log.info("service_started", device=self._settings.device, version=reports.VERSION)
         try:
-            self._start()
-            while not self._ended:
-                self._turn()
-            self._farewell()
+            with deaths.told(self._mailbox.put):
+                self._start()
+                while not self._ended:
+                    self._turn()
+                self._farewell()
         finally:
             self._reception.close()
-            self._session.stop()
+            if self._ended:  # else it is a fault, of which the will is to tell
+                self._session.stop()
             self._crew.stop()
             self._notebook.stop()
             if self._journal is not None:
@@ -176,7 +174,7 @@ class Service:
         self._crew.start()
         if self._journal is not None and (left := self._journal.open()) is not None:
             self._desk.recover(left, self._operations.intake, now, time.time())
-        self._operations.look(now)
+        self._operations.look()
         self._session.start()
         notify.notify("READY=1")
 
@@ -217,7 +215,7 @@ class Service:
             case Left() if self._operations.stop_by is None:  # else it is the next start's
                 self._desk.recover(mail, self._operations.intake, now, time.time())
             case Written() | NotWritten():
-                self._desk.written(mail, now)
+                self._desk.written(mail)
             case Connected():
                 self._connected(mail, now)
             case Disconnected():
@@ -233,6 +231,8 @@ class Service:
                 self._signalled(name, now)
             case Subscribed():
                 self._lookout.subscribed(mail)
+            case ThreadDied(name, fault):  # who waits for it would wait for ever
+                raise RuntimeError(f"the {name} thread died of {fault}")
 
     def _tick(self, now: float) -> None:
         self._desk.tick(now)
@@ -241,11 +241,13 @@ class Service:
         self._bulletin.unkept = self._records.failing
         self._thermal.tick(now, self._settings.health.pause_above_c)
         self._bulletin.heat, self._desk.cooling = self._thermal.reason, self._thermal.waits
+        # Before the crew, which else would give to a default the room made for who waits.
+        self._desk.dispatch(now)
         self._crew.tick(now, quiet=self._desk.idle)
         self._watchdog.tick(now)
         self._bulletin.tick(now, self._desk.backlog, paused=self._operations.paused)
         self._operations.tick(now)
-        self._operations.look(now)
+        self._operations.look()
         # Last: what is left of the engine's time when every request has had its turn.
         self._lookout.tick(now, allowed=self._desk.spares_the_engine)
         if self._operations.stop_by is not None and (
@@ -325,19 +327,15 @@ class Service:
                 self._health.count("model_loads")
                 _log.info("model_loaded", model=facts.model, ms=facts.load_ms)
                 self._bulletin.publish_provider(worker)
-                self._operations.look(now)
             case LoadFailed():
                 self._bulletin.publish_provider(worker)
-                self._operations.look(now)
                 if (failure := self._crew.refusal(worker.load.model)) is not None:
                     self._desk.end_waiting(worker.load.model, failure, now)
         self._lookout.engine_said(event, now)
         self._desk.engine_said(event, now)
 
     def _engine_ended(self, ended: EngineEnded, now: float) -> None:
-        worker = self._crew.ended(ended, now)
-        if worker is None:
-            self._desk.dispatch(now)  # there may be room for another now
+        if (worker := self._crew.ended(ended, now)) is None:
             return
         self._health.count("engine_restarts")
         self._health.count("engine_recycles", worker.recycling is not None)

@@ -5,7 +5,7 @@ four cameras bring 36 MB a second. It needs no lock, because everything in it ha
 
 - the network's thread puts a camera's slot, an immutable tuple, with one assignment to a dict,
   and counts; what was in the slot is gone: the newest wins;
-- the owner notes in another dict which frame it has looked at, and replaces `Cameras.slots`.
+- the owner notes in another dict which frames it has looked at, and replaces `Cameras.slots`.
 
 A frame is told to the owner only if the one before it had been looked at. So that none is
 overlooked in between, the owner looks once more after it has made its note.
@@ -47,7 +47,8 @@ class Slots:
         self.held_bytes = 0
         self.looked = 0
         self._slots: dict[str, tuple[Frame, ...]] = {}
-        self._looked_at: dict[str, int] = {}
+        # The numbers of a camera's frames that were looked at, of those in its slot then.
+        self._looked_at: dict[str, frozenset[int]] = {}
 
     def __contains__(self, topic: str) -> bool:
         return topic in self._slots
@@ -63,7 +64,7 @@ class Slots:
         if old and at - old[-1].at < _ECHO_S and old[-1].payload == payload:
             return False
         self.frames += 1
-        number = old[-1].number if old else self._looked_at.get(topic, 0)
+        number = old[-1].number if old else self._looked_until(topic)
         kept = _kept(old, at, self.watch)
         held = sum(len(frame.payload) for frame in old)
         fresh = (*kept, Frame(payload, at, ts, number + 1))
@@ -75,14 +76,14 @@ class Slots:
         self._slots[topic] = fresh
         self.held_bytes += grown
         # Only now: the owner, once it has noted what it looked at, looks for a newer one.
-        was_waiting = number > self._looked_at.get(topic, 0) and self._is_enough(old)
+        was_waiting = number > self._looked_until(topic) and self._is_enough(old)
         return not was_waiting and self._is_enough(fresh)
 
     def sweep(self, at: float) -> None:
         """Forget the cameras whose last frame was looked at, or is too old to be."""
         for topic, slot in list(self._slots.items()):
             newest = slot[-1]
-            if newest.number <= self._looked_at.get(topic, 0) or (
+            if newest.number <= self._looked_until(topic) or (
                 at - newest.at > self.watch.max_age_s
             ):
                 self._forget(topic)
@@ -97,7 +98,7 @@ class Slots:
         return [
             topic
             for topic, slot in self._slots.copy().items()
-            if slot[-1].number > self._looked_at.get(topic, 0) and self._is_enough(slot)
+            if slot[-1].number > self._looked_until(topic) and self._is_enough(slot)
         ]
 
     def take(self, topic: str) -> tuple[Frame, ...]:
@@ -105,17 +106,27 @@ class Slots:
         slot = self._slots.get(topic)
         if slot is None:
             return ()
-        self.looked += 1
-        self._looked_at[topic] = slot[-1].number
+        picked = _picked(slot, self.watch)
+        before = self._looked_at.get(topic, frozenset()).intersection(f.number for f in slot)
+        after = before.union(f.number for f in picked)
+        self.looked += len(after) - len(before)
+        self._looked_at[topic] = after
         if len(self._looked_at) > 4 * MAX_CAMERAS:
             for gone in self._looked_at.keys() - self._slots.copy().keys():
                 del self._looked_at[gone]
-        return _picked(slot, self.watch)
+        return picked
 
     @property
     def dropped(self) -> int:
         """Frames that were replaced, or found no room, before they were looked at."""
-        return self.frames - self.looked - len(self.waiting())
+        slots = self._slots.copy().items()
+        looked_at = {topic: self._looked_at.get(topic, frozenset()) for topic, _ in slots}
+        kept = sum(f.number not in looked_at[topic] for topic, slot in slots for f in slot)
+        return self.frames - self.looked - kept
+
+    def _looked_until(self, topic: str) -> int:
+        """The number of the newest of its frames that was looked at."""
+        return max(self._looked_at.get(topic, ()), default=0)
 
     def _is_enough(self, slot: tuple[Frame, ...]) -> bool:
         return bool(slot) and len(_picked(slot, self.watch)) == self.watch.frames

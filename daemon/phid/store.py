@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ Progress = Callable[[str, float | None], None]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RECORDS = ".known"
+_OLD = ".old"
 # What stays free on a disk: one that is full stops more than a pull.
 RESERVE_BYTES = 64 << 20
 
@@ -101,10 +102,41 @@ def changing(models_dir: Path, name: str, progress: Progress) -> Iterator[None]:
     waiting = partial(progress, f"waiting for another process that works on {name}", None)
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
-        with lockfile.alone(models_dir / f".{name}.lock", waiting):
+        with lockfile.alone(_lock(models_dir / name), waiting):
+            _put_back(models_dir / name)
             yield
     except OSError as error:
         raise StoreError(cannot_write(models_dir, error)) from error
+
+
+def put_back(models_dir: Path) -> None:
+    """Have every model in its place that a change was to replace when its process was ended.
+
+    One that another process works on, or that this user may not change, stays where it is.
+    """
+    with suppress(OSError):
+        for old in models_dir.glob(f".*{_OLD}"):
+            folder = models_dir / old.name[1 : -len(_OLD)]
+            with suppress(OSError), lockfile.alone(_lock(folder), _give_up):
+                _put_back(folder)
+
+
+def _give_up() -> None:
+    raise BlockingIOError
+
+
+def _put_back(folder: Path) -> None:
+    """Undo the first of the two renames of `publish`, if the second has not followed."""
+    if not folder.exists() and read(old := _aside(folder)) is not None:
+        old.rename(folder)
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}{_OLD}")
 
 
 def cannot_write(models_dir: Path, error: OSError) -> str:
@@ -142,11 +174,11 @@ def publish(work: Path, folder: Path, made: Manifest) -> None:
     path = work / manifest.NAME
     path.write_text(made.text(), encoding="utf-8")
     statefile.flush(path)
-    old = folder.with_name(f".{folder.name}.old")
+    old = _aside(folder)
     shutil.rmtree(old, ignore_errors=True)  # a killed run left it
     statefile.flush(work)
     if folder.exists():
-        folder.rename(old)
+        folder.rename(old)  # who is ended here leaves the rest to put_back
     work.rename(folder)
     statefile.flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -311,7 +343,7 @@ def remove(models_dir: Path, name: str, progress: Progress, *, forget: bool) -> 
     if not is_name(name):
         raise StoreError(f"{name!r} is no model's name: `phid models list` has those that are here")
     folder = models_dir / name
-    leftovers = [models_dir / f".{name}{end}" for end in (".part", ".old", ".import")]
+    leftovers = [models_dir / f".{name}{end}" for end in (".part", _OLD, ".import")]
     record = record_path(models_dir, name)
     drops = (folder, *leftovers, record) if forget else (folder, *leftovers)
     if not any(path.exists() for path in drops):

@@ -31,6 +31,8 @@ def next_turn(backlog: Backlog, crew: Crew, now: float) -> tuple[Ticket, Worker 
             break
         if missing is None and not crew.is_loaded(name):
             missing = ticket, name
+            if not any(worker.free for worker in crew.workers):
+                break  # nor is there one for those behind it
     if missing is not None and not _goes_first(runnable, missing, crew, now):
         try:
             crew.want(missing[1], now)

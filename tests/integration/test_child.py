@@ -28,16 +28,20 @@ line = channel.inherited()
 while not isinstance(told := line.recv(), Stop):
     line.send(Failed(getattr(told, "job_id", None) or told.id, Code.INTERNAL, ""))
 """
+SAYS_IT = """\
+from phid import channel
+line = channel.inherited()
+"""
 
 
 class Listener:
-    """A child that tells what it was told."""
+    """A child that tells what it was told, or runs another program."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = ECHO) -> None:
         self._said: queue.SimpleQueue[Event | Proved] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.child = Child(
-            (sys.executable, "-c", ECHO), self._said.put, lambda rc, _tail: self._ended.put(rc)
+            (sys.executable, "-c", program), self._said.put, lambda rc, _tail: self._ended.put(rc)
         )
 
     def heard(self, count: int) -> list[str]:
@@ -92,6 +96,12 @@ def test_one_that_is_gone_is_told_nothing_and_nobody_minds(listener: Listener) -
     assert listener.end() == 0
     for _ in range(3):
         listener.child.send(Cancel("late"))
+
+
+@pytest.mark.parametrize("message", ["b'no pickle'", "b'cphid.errors\\nNothing\\n.'"])
+def test_one_that_says_what_cannot_be_understood_is_ended(message: str) -> None:
+    listener = Listener(f"{SAYS_IT}line.send_bytes({message})\nline.recv()\n")
+    assert listener.wait() == -signal.SIGKILL
 
 
 def test_a_line_that_is_closed_under_a_message_is_nothing_to_the_owner(

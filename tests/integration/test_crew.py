@@ -35,7 +35,8 @@ class Yard:
         self.mail: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
         self.told: list[tuple[str, str]] = []
         self.gib = gib
-        stored = {"stored": model("stored"), "broken": model("broken", path="load_fail")}
+        bad = {name: model(name, path="load_fail") for name in ("broken", "worse")}
+        stored = {"stored": model("stored"), **bad}
         self.crew = Crew(
             Lineup(
                 models,
@@ -240,6 +241,23 @@ def test_a_switch_to_one_that_cannot_be_loaded_leaves_the_old_one(
             y.crew.check("broken", pictures=False)
         assert refused.value.failure.code is Code.LOADING
         y.want("a")
+
+
+@pytest.mark.parametrize("second", ["worse", "broken"])
+def test_a_switch_instead_of_another_that_is_pending_goes_back_to_what_answered(
+    yard: Callable[..., Yard], second: str
+) -> None:
+    y = yard(model("a"), gib=1)
+    y.until(lambda: y.loaded() == {"a"})
+    y.crew.switch("broken", time.monotonic())
+    y.until(lambda: y.crew.states["broken"] == "loading")
+    y.crew.switch(second, time.monotonic())
+    for pictures in (False, True):
+        assert y.crew.name_for(None, pictures=pictures) == second
+    y.until(lambda: (second, "failed") in y.told)
+    for pictures in (False, True):
+        assert y.crew.name_for(None, pictures=pictures) == "a"
+    y.want("a")
 
 
 def test_one_that_was_unloaded_while_it_failed_is_loaded_when_it_is_asked_for_again(

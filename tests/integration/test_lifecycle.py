@@ -211,6 +211,16 @@ def test_a_model_that_is_half_copied_when_the_daemon_starts_is_run_when_it_is_wh
     assert watcher.ask("Say hello.", 60, max_tokens=4)["model"] == "eyes"
 
 
+def test_a_model_that_a_power_cut_left_moved_aside_is_found_at_the_start(
+    start_daemon: DaemonFactory, watcher: Requester, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    bring(models, "eyes")
+    (models / "eyes").rename(models / ".eyes.old")
+    start_daemon(engine__runtime="genai", engine__model="eyes", **EAGER)
+    assert watcher.ask("Say hello.", 60, max_tokens=4)["model"] == "eyes"
+
+
 def test_a_model_that_is_not_there_takes_only_its_own_requests_with_it(
     start_daemon: DaemonFactory, watcher: Requester, tmp_path: Path
 ) -> None:
@@ -388,6 +398,22 @@ def test_a_stop_in_mid_answer_lets_it_and_what_waits_end(
     watcher.status("offline")
     kinds = [h.topic for h in watcher.heard if h.topic == STATUS or h.type == "result"]
     assert kinds[-1] == STATUS, "offline comes last"
+
+
+@pytest.mark.parametrize("verbs", [("pause",), ("pause", "drain"), ("drain",)])
+def test_a_stop_lets_what_was_held_back_go_on(
+    start_daemon: DaemonFactory, watcher: Requester, verbs: tuple[str, ...]
+) -> None:
+    daemon = start_daemon(journal__enabled="false")
+    with daemon.engine_held():
+        watcher.request({"prompt": "runs", "id": "runs"})
+        watcher.request({"prompt": "held", "id": "held"})
+        for verb in verbs:
+            assert watcher.ctl(verb)["ok"]
+    assert watcher.outcome("runs")["text"] == "runs"
+    daemon.signal(signal.SIGTERM)
+    assert watcher.outcome("held")["text"] == "held"
+    assert daemon.stop(timeout=10) == 0
 
 
 def test_a_stop_that_takes_too_long_ends_with_the_text_so_far(

@@ -1,87 +1,56 @@
-"""The mode the service is in, with an engine to hand requests to."""
+"""The mode the service is in, with an engine to hand requests to and no broker."""
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from phid.bulletin import Bulletin
-from phid.crew import Crew
-from phid.desk import Desk
-from phid.gallery import Gallery, Rules
-from phid.health import Health
+from phid import lineup
 from phid.intake import RequestArrived
-from phid.jobs import Load
-from phid.lineup import Lineup, Model
-from phid.lookout import Lookout
-from phid.operations import Operations
-from phid.outbox import Outbox
-from phid.records import Records
-from phid.roster import Notebook, Roster
+from phid.sections import Engine, Health, Journal
+from phid.service import Service
 from phid.settings import Settings
+from phid.thermal import Heat, Thermal
 from phid.traffic import Decision, Inbound
-from phid.worker import EngineSaid, Worker, WorkerEvent
-from wire import PATIENCE
-
-SETTINGS = Settings(device="dev")
-Parts = tuple[Operations, Desk, Bulletin]
+from rig import until
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
-    """What there is of a service whose engine is ready."""
-    mail: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
-    health, outbox = Health(tmp_path), Outbox()
-    crew = Crew(
-        Lineup((Model(Load("scripted", "m", "")),), "m", "m"),
-        partial(Worker, post=mail.put, restart_max_s=1),
+def service(tmp_path: Path) -> Iterator[Service]:
+    """One whose engine is ready; the test is its owner."""
+    settings = Settings(
+        device="dev",
+        state_dir=tmp_path,
+        models_dir=tmp_path,
+        engine=Engine(runtime="scripted"),
+        journal=Journal(enabled=False),
+        health=Health(pause_above_c=80),
     )
-    bulletin = Bulletin(SETTINGS, outbox, health, crew)
-    desk = Desk(
-        SETTINGS,
-        crew,
-        outbox,
-        health,
-        lambda _: None,
-        Gallery(Rules()).picture,
-        Records(None, health),
-    )
-    roster = Roster(Notebook(tmp_path / "watches.json"), SETTINGS.mqtt.base)
-    lookout = Lookout(SETTINGS, roster, crew, outbox, health)
-    crew.start()
-    while crew.ready("m") is None:
-        said = mail.get(timeout=10 * PATIENCE)
-        assert isinstance(said, EngineSaid)
-        crew.take(said)
-    yield (
-        Operations(SETTINGS, lambda: SETTINGS, crew, desk, bulletin, health, lookout),
-        desk,
-        bulletin,
-    )
-    crew.stop()
+    service = Service(settings, lambda: settings, lineup.read(settings))
+    service._crew.start()
+    until(lambda: service._turn() or service._crew.ready("scripted"), what="an engine")
+    yield service
+    service._crew.stop()
+    service._mailbox.close()
 
 
 def test_what_waited_for_the_machine_to_cool_goes_on_though_the_state_stays_degraded(
-    parts: Parts,
+    service: Service,
 ) -> None:
-    operations, desk, bulletin = parts
-    now = time.monotonic()
-    bulletin.refused_filters = ("phid/v1/all/in/ctl/discover",)
-    desk.cooling, bulletin.heat = True, "too hot"
-    operations.look(now)
-    topic = SETTINGS.topics.text("me")
-    asked = Inbound(topic, b'{"prompt": "x"}', qos=0, retain=False, dup=False)
-    arrived = operations.intake.read(asked)
+    heat = Heat(90.0, throttled=None)
+    service._thermal = Thermal(lambda: heat)
+    service._bulletin.refused_filters = ("phid/v1/all/in/ctl/discover",)
+    service._tick(time.monotonic())
+    asked = Inbound(service._topics.text("me"), b'{"prompt": "x"}', qos=0, retain=False, dup=False)
+    arrived = service._operations.intake.read(asked)
     assert isinstance(arrived, RequestArrived)
-    desk.take(arrived, now, Decision(awaited=False))
-    operations.look(now)
-    assert len(desk.backlog) == 1
-    desk.cooling, bulletin.heat = False, None
-    operations.look(now)
-    assert len(desk.backlog) == 0
-    assert bulletin.state.name == "degraded"
+    service._desk.take(arrived, time.monotonic(), Decision(awaited=False))
+    service._tick(time.monotonic())
+    assert len(service._desk.backlog) == 1
+    heat = Heat(40.0, throttled=None)
+    service._tick(time.monotonic() + 60)
+    assert len(service._desk.backlog) == 0
+    assert service._bulletin.state.name == "degraded"

@@ -96,6 +96,42 @@ def test_what_waits_and_runs_unseen_is_answered_by_the_next_start_in_order(
     assert all(len(lasting.outcomes(i)) == 1 for i in told)
 
 
+# The daemon with a mistake in it: its journal's thread meets what nothing had foreseen.
+MISTAKEN = """\
+import sys
+from phid import cli, tables
+def apply(database, entry, told=tables.apply):
+    if getattr(entry, "id", None) == "fatal":
+        raise ZeroDivisionError("a prompt, maybe")
+    told(database, entry)
+tables.apply = apply
+sys.exit(cli.main(["run"]))
+"""
+
+
+def test_a_thread_that_dies_takes_the_service_with_it_and_the_next_start_goes_on(
+    start_daemon: DaemonFactory, lasting: Requester
+) -> None:
+    daemon = start_daemon()
+    daemon.stop()
+    daemon.start((sys.executable, "-c", MISTAKEN))
+    lasting.listen(f"{BASE}/dut/out/status")
+    lasting.online()
+    with daemon.engine_held():
+        lasting.request({"prompt": "before", "id": "before"})
+        accepted(lasting)
+        lasting.request({"prompt": "with it", "id": "fatal"})
+        until(lambda: daemon.has_ended, what="the end")
+    assert daemon.process is not None
+    assert daemon.process.returncode == 1
+    assert daemon.logged("thread_died", thread="journal")
+    assert "a prompt, maybe" not in daemon.log
+    lasting.wait(lambda h: h.json.get("state") == "offline" and h.json.get("reason") == "lwt")
+    daemon.start()
+    for name in ("before", "fatal"):
+        assert lasting.outcome(name)["type"] == "result"
+
+
 def test_a_stream_that_had_begun_is_not_played_again(
     start_daemon: DaemonFactory, lasting: Requester
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from phid.jobs import Load
 from phid.ledger import ReplyAddress
 from phid.lineup import Lineup, Model
 from phid.link import PahoLink
-from phid.messages import ErrorMessage
+from phid.messages import ErrorMessage, JobEvent
 from phid.outbox import Outbox
 from phid.records import Records
 from phid.sections import Limits, Sessions
@@ -123,6 +124,31 @@ def test_what_was_accepted_with_its_parts_is_taken_over_whatever_room_there_is(d
 
 def keep_none(desk: Desk) -> None:
     desk.conversations.configure(SETTINGS.model_copy(update={"sessions": Sessions(most=0)}))
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "ends_at", "code"),
+    [(1000, 1.0, Code.EXPIRED), (90_000, SETTINGS.vision.parts_s, Code.INCOMPLETE)],
+)
+def test_one_whose_parts_do_not_come_ends_at_its_deadline_if_that_is_first(
+    desk: Desk, deadline_ms: int, ends_at: float, code: Code
+) -> None:
+    ended: list[JobEvent] = []
+    desk._answers._tell = ended.append
+    payload = (
+        b'{"prompt": "x", "id": "i", "deadline_ms": %d, "images": [{"part": 0}]}' % deadline_ms
+    )
+    topic = SETTINGS.topics.frame("c")
+    intake = replace(INTAKE, deadline_ms=100_000)
+    request = intake.read(Inbound(topic, payload, qos=1, retain=False, dup=False))
+    assert isinstance(request, RequestArrived)
+    desk.take(request, 0.0, Decision())
+    assert desk.due_at == ends_at
+    desk.tick(ends_at - 0.01)
+    assert ended == []
+    desk.tick(ends_at)
+    assert [event.outcome for event in ended] == [code]
+    assert (desk.idle, len(desk.gathering)) == (True, 0)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import queue
 import shutil
 import sqlite3
 import struct
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from phid import programs
 from phid.entries import (
     Accepted,
     AskedAgain,
@@ -40,6 +43,7 @@ from phid.journal import Journal, JournalTooNewError
 from phid.ledger import ReplyAddress
 from phid.tables import SCHEMA
 from phid.traffic import Decision, Inbound
+from wire import PATIENCE
 
 MIB = 1 << 20
 
@@ -372,6 +376,36 @@ def test_a_folder_that_comes_later_is_found(path: Path) -> None:
     path.parent.unlink()
     assert isinstance(book.write(accepted(1))[0], Written)
     assert book.left == Left()
+
+
+CRAMPED = """\
+import queue, sys
+from pathlib import Path
+from phid import log
+from phid.entries import PartKept, Tried
+from phid.journal import Journal
+log.configure("error")
+said = queue.SimpleQueue()
+journal = Journal(Path(sys.argv[1]), said.put, max_bytes=64 << 20)
+journal.open()
+journal._database.execute("PRAGMA hard_heap_limit=4000000")
+for entry in (Tried(), PartKept("c", "r", 0, bytes(8_000_000), 0.0), Tried()):
+    journal.write(entry)
+    print(said.get(timeout=60).__class__.__name__, journal.failing)
+"""
+
+
+def test_what_there_is_no_memory_for_is_told_and_the_next_is_written(path: Path) -> None:
+    """SQLite has a limit of its own: it cannot be raised again, and is of the whole process."""
+    command = [sys.executable, "-c", CRAMPED, str(path)]
+    said = subprocess.check_output(
+        command, env=programs.environment(), text=True, timeout=60 * PATIENCE
+    )
+    assert said.splitlines() == [
+        "Written None",
+        f"NotWritten {path}: out of memory",
+        "Written None",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from phid.errors import Code, Failure, Refused
@@ -76,6 +78,33 @@ def test_an_outcome_is_kept_at_least_as_long_as_its_deadline(ledger: Ledger) -> 
     assert ledger.find(("c", "i"), "d", 0.0) is known
     ledger.prune(505.0)
     assert ledger.find(("c", "i"), "d", 0.0) is None
+
+
+def test_each_is_forgotten_in_its_own_time_whatever_the_order(ledger: Ledger) -> None:
+    for name, deadline in (("long", 500.0), ("short", 10.0), ("longer", 900.0)):
+        known = ticket(name, deadline=deadline)
+        ledger.open(known)
+        ledger.close(known, OUTCOME, now=0.0)
+    recalled = ticket("of an earlier run")
+    recalled.state, recalled.forget_at = "ended", 50.0
+    ledger.recall(recalled)
+    left = [len(ledger)]
+    for now in (49.9, 50.0, 99.9, 100.0, 500.0, 899.9, 900.0):
+        ledger.prune(now)
+        left.append(len(ledger))
+    assert left == [4, 4, 3, 3, 2, 1, 1, 0]
+
+
+def test_that_nothing_is_to_be_forgotten_yet_costs_nothing_however_much_is_kept() -> None:
+    ledger = Ledger(keep_s=100, keep_entries=50_000)
+    for n in range(50_000):
+        known = ticket(str(n))
+        known.state, known.forget_at = "ended", 100.0 + n
+        ledger.recall(known)
+    began = time.thread_time()
+    for _ in range(1000):
+        ledger.prune(99.0)
+    assert time.thread_time() - began < 0.1
 
 
 @pytest.mark.parametrize("id_given", [True, False])

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phid.backlog import Backlog
+from phid.bulletin import Bulletin
+from phid.crew import Crew
 from phid.errors import Code, Failure
+from phid.health import Health
 from phid.jobs import Finish
 from phid.ledger import ReplyAddress
+from phid.lineup import Lineup
 from phid.messages import CtlReply, Result, StateEvent, Timing, UsageReport, error_message
 from phid.outbox import Outbox, Publication
+from phid.settings import Settings
 from phid.traffic import Connected, Decision, Link, Protocol, Sent
+from phid.worker import Worker
 
 HERE = ReplyAddress("here", b"c")
 
@@ -140,6 +148,35 @@ def test_refusals_do_not_outlive_their_connection() -> None:
     outbox.disconnect()
     outbox.connect(connected(link))
     assert link.published == []
+
+
+def test_what_is_lost_with_its_connection_is_counted() -> None:
+    outbox = Outbox()
+    outbox.connect(connected(Recorder(), window=2))
+    for n in range(3):
+        outbox.put(event(n))
+    outbox.refuse(HERE, refusal("refused"))
+    outbox.answer(HERE, result("r"))
+    outbox.sent(Sent("s", 1))
+    assert outbox.dropped == 0
+    outbox.disconnect()
+    assert (outbox.dropped, len(outbox)) == (3, 1)
+    outbox.disconnect()
+    assert outbox.dropped == 3
+
+
+def test_numbers_that_nobody_takes_are_counted(tmp_path: Path) -> None:
+    outbox = Outbox()
+    crew = Crew(Lineup((), None, None), lambda load: Worker(load, print, restart_max_s=1))
+    bulletin = Bulletin(Settings(device="d"), outbox, Health(tmp_path), crew)
+    backlog = Backlog(limit=1, per_client=1)
+    bulletin.publish_health(backlog, paused=False)
+    assert outbox.dropped == 1
+    link = Recorder()
+    outbox.connect(connected(link))
+    bulletin.publish_health(backlog, paused=False)
+    (numbers,) = (p["payload"] for p in link.published)
+    assert (outbox.dropped, numbers["messages_dropped_total"]) == (1, 1)
 
 
 def test_a_refusal_is_owed_until_it_is_on_its_way_and_for_good_if_the_link_breaks_first() -> None:

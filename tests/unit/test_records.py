@@ -174,7 +174,7 @@ class Owner:
         self.disk.let.release()
         said = self.disk.said.get(timeout=60)
         assert not isinstance(said, Left)
-        self.desk.written(said, self.now)
+        self.desk.written(said)
         self.end_turn()
         return [type(entry) for entry in entries]
 
@@ -193,7 +193,7 @@ class Owner:
         assert isinstance(left, Left)
         written = self.disk.said.get(timeout=60)
         assert isinstance(written, Written)
-        self.desk.written(written, self.now)
+        self.desk.written(written)
         return left
 
     def commit_until(self, last: type[Entry]) -> list[type[Entry]]:
@@ -297,6 +297,20 @@ def test_an_answer_that_is_whole_before_its_mark_is_written_is_told_in_order(own
     assert owner.told == ["accepted"]
     assert owner.commit() == [Ended]
     assert owner.told == ["accepted", "delta", "result"]
+
+
+def test_a_last_delta_that_waited_for_the_disk_and_finds_no_link_is_counted(owner: Owner) -> None:
+    owner.take("x" * LONG, stream="delta")
+    owner.say(Started(owner.job_id, prompt_tokens=LONG))
+    owner.commit()
+    owner.stream(2)
+    owner.begin()
+    owner.finish("t0 t1 ", 2)
+    owner.commit()
+    owner.outbox.disconnect()
+    assert owner.commit() == [Ended]
+    assert owner.told == ["accepted"]
+    assert owner.desk._health.counts["deltas_dropped"] == 1
 
 
 def test_a_stream_of_two_hundred_tokens_costs_a_write_a_mark_and_an_outcome(owner: Owner) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from phid import manifest, soundness, store
+from phid import lockfile, manifest, programs, soundness, store
 from phid.manifest import Kept, Manifest
 from phid.store import StoreError
+from rig import bound
 from weighty import model_folder, weighty_graph
 
 
@@ -201,6 +202,66 @@ def test_what_is_there_stays_until_its_successor_is_whole(
     with pytest.raises(StoreError, match="No space left on device"):
         store.copy_in(tmp_path / "source", kept.parent, "kept", silent, replace=True)
     assert verified(kept) == []
+
+
+@pytest.fixture
+def cut_short(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model that was moved aside for another when the power failed."""
+    source = model_folder(tmp_path / "other")
+    (source / "genai_config.json").write_text(
+        (source / "genai_config.json").read_text().replace("}", " }")
+    )
+    rename = Path.rename
+
+    def rename_once(path: Path, target: Path) -> Path:
+        if target == kept:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_once)
+        with pytest.raises(KeyboardInterrupt):
+            store.copy_in(source, kept.parent, "kept", silent, replace=True)
+    assert store.models(kept.parent) == []
+    return kept
+
+
+def test_one_that_was_moved_aside_for_another_is_put_back(cut_short: Path) -> None:
+    store.put_back(cut_short.parent)
+    assert verified(cut_short) == []
+    store.put_back(cut_short.parent)
+    assert verified(cut_short) == []
+
+
+def test_the_next_change_puts_it_back_first(cut_short: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is there already"):
+        store.copy_in(tmp_path / "source", cut_short.parent, "kept", silent)
+    assert verified(cut_short) == []
+
+
+def test_one_that_another_process_works_on_is_left_alone(cut_short: Path) -> None:
+    with lockfile.alone(cut_short.with_name(".kept.lock"), lambda: None):
+        store.put_back(cut_short.parent)
+        assert store.models(cut_short.parent) == []
+    store.put_back(cut_short.parent)
+    assert verified(cut_short) == []
+
+
+def test_where_nothing_may_be_changed_nothing_is_put_back_and_nobody_minds(
+    cut_short: Path,
+) -> None:
+    store.put_back(cut_short.parent / "not there")
+    program = (
+        "import sys; from pathlib import Path; from phid import store; "
+        "store.put_back(Path(sys.argv[1])); print(store.models(Path(sys.argv[1])))"
+    )
+    command = [*bound(), sys.executable, "-c", program, str(cut_short.parent)]
+    cut_short.parent.chmod(0o500)
+    try:
+        said = subprocess.check_output(command, env=programs.environment(), text=True)
+    finally:
+        cut_short.parent.chmod(0o700)
+    assert said == "[]\n"
 
 
 def test_a_changed_byte_is_seen(kept: Path) -> None:

@@ -254,6 +254,24 @@ def test_silent_cameras_make_room_for_those_that_speak() -> None:
     assert slots.held_bytes == 60
 
 
+def test_of_several_frames_each_is_counted_once_looked_at_or_dropped() -> None:
+    slots = Slots(watch(frames=3, every_s=1.0, max_age_s=60))
+    for n in range(3):
+        offer(slots, "c", b"%d" % n, n)
+        assert (slots.frames, slots.dropped) == (n + 1, 0), "it may be asked of still"
+    assert len(slots.take("c")) == 3
+    assert (slots.looked, slots.dropped) == (3, 0)
+    # Too near to be asked of beside the next, which takes its place.
+    offer(slots, "c", b"near", 2.5)
+    offer(slots, "c", b"next", 3.2)
+    assert slots.dropped == 1
+    assert [f.payload for f in slots.take("c")] == [b"1", b"2", b"next"]
+    assert (slots.frames, slots.looked, slots.dropped) == (5, 4, 1)
+    for n in range(10):
+        offer(slots, "c", b"far %d" % n, 10.0 + n)
+    assert (slots.frames, slots.looked, slots.dropped) == (15, 4, 1 + 10 - 4)
+
+
 def test_a_frame_looked_at_is_not_looked_at_again_however_many_cameras_come_and_go() -> None:
     slots = Slots(watch())
     offer(slots, "steady", b"1", 0)
@@ -276,7 +294,8 @@ def test_several_frames_are_the_last_ones_and_far_enough_apart(
     gaps: list[float], n: int, every_s: float
 ) -> None:
     slots = Slots(watch(frames=n, every_s=every_s, max_age_s=5))
-    at = 0.0
+    at, dropped = 0.0, 0
+    looked: set[bytes] = set()
     for number, gap in enumerate(gaps):
         at += gap
         told = offer(slots, "c", b"%d" % number, at)
@@ -288,6 +307,10 @@ def test_several_frames_are_the_last_ones_and_far_enough_apart(
             assert len(frames) == n
             for before, after in pairwise(frames):
                 assert after.at - before.at >= every_s
+            looked.update(frame.payload for frame in frames)
+        assert slots.looked == len(looked)
+        assert dropped <= slots.dropped <= number + 1 - len(looked)
+        dropped = slots.dropped
     # Enough of them, closely enough together: then it was asked.
     if at >= 2 * n * every_s and max(gaps) < every_s / 2:
         assert slots.looked
@@ -632,6 +655,35 @@ def test_a_request_that_waits_has_a_running_watch_given_up(scene: SceneFactory) 
     s.finish()
     assert len(s.told()) == 1
     assert s.counted() == {"frames": 2, "yielded": 1, "answers": 1}
+
+
+def test_an_answer_that_was_whole_before_it_was_given_up_is_told(scene: SceneFactory) -> None:
+    """The engine's gate has its frame for answered: the scene would be hidden from then on."""
+    s = scene(watch(min_interval_s=5, max_age_s=60))
+    s.frame()
+    s.tick()
+    s.tick(allowed=False)
+    s.finish("a person")
+    assert [told["text"] for told in s.told()] == ["a person"]
+    s.frame()
+    s.tick(4)
+    assert s.worker.free, "its interval goes on"
+    assert s.counted() == {"frames": 2, "answers": 1}
+
+
+@pytest.mark.parametrize("fields", [{"delete": True}, {"prompt": "closed?"}])
+def test_a_whole_answer_to_what_is_not_asked_any_more_is_not_told(
+    scene: SceneFactory, fields: dict[str, Any]
+) -> None:
+    s = scene()
+    s.command(name="gate", topic="cam/gate", prompt="open?")
+    s.frame("cam/gate")
+    s.tick()
+    s.command(name="gate", **fields)
+    s.finish("yes")
+    assert s.told("gate") == []
+    assert s.counted() == {"frames": 1, "yielded": 1}
+    s.notebook.stop()
 
 
 def test_failures_are_told_at_most_once_in_an_interval(scene: SceneFactory) -> None:
