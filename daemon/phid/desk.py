@@ -15,7 +15,6 @@ from phid.entries import (
     Accepted,
     AskedAgain,
     Ended,
-    JournalEvent,
     Left,
     Marked,
     NotWritten,
@@ -184,31 +183,26 @@ class Desk:
         self.ledger.prune(now)
         self._records.recovered()
 
-    def written(self, event: JournalEvent) -> None:
+    def written(self, event: Written | NotWritten) -> None:
         """Do what has waited for the disk, or without it what can be done."""
-        match event:
-            case Written(entries):
-                for entry in entries:
-                    self._answers.written(entry)
-            case NotWritten(entry):
-                self._records.not_written(entry)
-                match entry:
-                    case Accepted(number, decided=decided):
-                        ticket = self._records.ticket(number)
-                        self._revoke(ticket, event.reason, decided)
-                    case AskedAgain(decided=decided) | PartKept(decided=decided):
-                        pass
-                    case Marked(number):
-                        self._runner.mark_failed(number)
-                        return
-                    case Ended():
-                        # Better told than kept back: it is written later.
-                        self._answers.written(entry)
-                        return
-                    case _:
-                        return
-                if decided is not None:
-                    decided.set()
+        if isinstance(event, Written):
+            for entry in event.entries:
+                self._answers.written(entry)
+            return
+        entry = event.entry
+        self._records.not_written(entry)
+        match entry:
+            case Accepted(number):
+                ticket = self._records.ticket(number)
+                self._revoke(ticket, event.reason, entry.decided)
+            case AskedAgain():
+                self._take_back(entry, event.reason)
+            case Marked(number):
+                self._runner.mark_failed(number)
+            case Ended():  # better told than kept back: it is written later
+                self._answers.written(entry)
+        if isinstance(entry, Accepted | AskedAgain | PartKept) and entry.decided is not None:
+            entry.decided.set()
 
     def refuse(
         self, reply: ReplyAddress, request_id: str, failure: Failure, decided: Decision | None
@@ -328,10 +322,19 @@ class Desk:
         self._records.forget(ticket)
         ticket.number = None  # the disk does not have it, and need not have its parts
         self.gathering.drop(ticket)
-        says = f"what is accepted cannot be kept: {reason}"
-        failure = Failure(Code.BUSY, says, retry_after_ms=self.admission.retry_after_ms)
         for address in (ticket.address, *ticket.late_addresses):
-            self._answers.refuse(address, ticket.id, failure, decided)
+            self._answers.refuse(address, ticket.id, self._unkept(reason), decided)
+
+    def _take_back(self, asked: AskedAgain, reason: str) -> None:
+        """Refuse a way back that cannot be kept, if a message waits for that and has no answer."""
+        ticket = self._records.ticket(asked.number)
+        if asked.decided and ticket and asked.address in ticket.late_addresses:
+            ticket.late_addresses.remove(asked.address)
+            self._answers.refuse(asked.address, ticket.id, self._unkept(reason), asked.decided)
+
+    def _unkept(self, reason: str) -> Failure:
+        says = f"what is accepted cannot be kept: {reason}"
+        return Failure(Code.BUSY, says, retry_after_ms=self.admission.retry_after_ms)
 
     def _enqueue(self, ticket: Ticket, now: float) -> None:
         position = self.backlog.push(ticket) + (self._running is not None)
