@@ -66,13 +66,13 @@ class Admission:
             failure = self.closed
             raise Refused(failure.code, failure.message, retry_after_ms=failure.retry_after_ms)
         if self._outbox.full:
-            says = f"{len(self._outbox)} answers wait for the broker to take them"
+            says = f"no room: {len(self._outbox)} answers wait for the broker to take them"
             raise Refused(Code.BUSY, says, retry_after_ms=self.retry_after_ms)
         self._crew.check(arrived.request.model, pictures=bool(arrived.images))
         if arrived.deadline_s <= 0:
             raise Refused(Code.EXPIRED, "its deadline passed before it arrived")
         if attachments.wanted(arrived.images) and len(self._gathering) >= self._backlog.limit:
-            says = f"{len(self._gathering)} requests wait for their parts"
+            says = f"no room: {len(self._gathering)} requests wait for their parts"
             raise Refused(Code.BUSY, says, retry_after_ms=self.retry_after_ms)
         self._check_size(arrived)
         self._check_rate(self._allowance.wait_ms(arrived.client, now))
@@ -89,7 +89,7 @@ class Admission:
             return
         self._records.check_room(arrived.qos, len(arrived.part))
         if (wait_ms := self._parts.take(arrived.client, now)) is not None:
-            says = f"{self._parts.rate_per_minute:g} parts a minute of one client"
+            says = f"at most {self._parts.rate_per_minute:g} parts a minute from one client"
             raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)
 
     def check_room(self, client: str, size_bytes: int) -> None:
@@ -109,5 +109,5 @@ class Admission:
 
     def _check_rate(self, wait_ms: int | None) -> None:
         if wait_ms is not None:
-            says = f"{self._allowance.rate_per_minute:g} requests a minute of one client"
+            says = f"at most {self._allowance.rate_per_minute:g} requests a minute from one client"
             raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)

@@ -58,12 +58,13 @@ class Answers:
             # The id in it was made up just now, and nobody knows it.
             reply = ReplyAddress(self._topics.res(ticket.client, ticket.id), reply.correlation)
         if ticket.outcome is None or not ticket.published:
-            if ticket.number is None:
-                self.records.check_room(arrived.inbound.qos, arrived.size_bytes)
-            is_new = ticket.also_answer(reply)
+            qos, is_new = arrived.inbound.qos, not ticket.answers(reply)
+            if ticket.number is None or is_new:  # else there is nothing to be kept
+                self.records.check_room(qos, arrived.size_bytes)
+            ticket.also_answer(reply)
             if ticket.outcome is None and self.records.accept_late(ticket, arrived, decided, now):
                 return True
-            return is_new and self.records.ask_again(ticket, reply, decided)
+            return bool(qos and is_new) and self.records.ask_again(ticket, reply, decided)
         outcome = ticket.outcome.model_copy(update={"duplicate": True})
         self._outbox.repeat(reply, outcome, decided)
         return False

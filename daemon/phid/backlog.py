@@ -43,22 +43,15 @@ class Backlog:
         `held` of its requests and `held_bytes` of all count too, that are to come here later.
         """
         if len(self._ranked) >= self.limit:
-            raise Refused(
-                Code.BUSY, f"{self.limit} requests are waiting", retry_after_ms=retry_after_ms
-            )
+            says = f"the queue is full: {len(self._ranked)} requests are waiting"
+            raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
         taken = self._bytes + held_bytes
         if taken and taken + size_bytes > self.limit_bytes:
-            raise Refused(
-                Code.BUSY,
-                f"the waiting requests take {taken} bytes",
-                retry_after_ms=retry_after_ms,
-            )
+            says = f"no room: waiting requests take {taken} of at most {self.limit_bytes} bytes"
+            raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
         if self._share[client] + held >= self.per_client:
-            raise Refused(
-                Code.BUSY,
-                f"{self.per_client} requests of this client are waiting",
-                retry_after_ms=retry_after_ms,
-            )
+            says = f"at most {self.per_client} requests of one client may wait"
+            raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
 
     def push(self, ticket: Ticket, *, first: bool = False) -> int:
         """How many are in front of it now. `first`: it had its turn and goes before all."""

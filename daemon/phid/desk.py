@@ -14,6 +14,7 @@ from phid.conversations import Conversations
 from phid.crew import Crew
 from phid.entries import (
     Accepted,
+    AskedAgain,
     Awaited,
     ConversationDropped,
     ConversationKept,
@@ -202,6 +203,8 @@ class Desk:
             case Accepted(number):
                 ticket = self._records.ticket(number)
                 self._revoke(ticket, event.reason, entry.decided)
+            case AskedAgain():
+                self._take_back(entry, event.reason)
             case Marked(number):
                 self._runner.mark_failed(number)
             case Ended():  # better told than kept back: it is written later
@@ -340,10 +343,19 @@ class Desk:
         self._records.forget(ticket)
         ticket.number = None  # the disk does not have it, and need not have its parts
         self.gathering.drop(ticket)
-        says = f"what is accepted cannot be kept: {reason}"
-        failure = Failure(Code.BUSY, says, retry_after_ms=self.admission.retry_after_ms)
         for address in (ticket.address, *ticket.late_addresses):
-            self._answers.refuse(address, ticket.id, failure, decided)
+            self._answers.refuse(address, ticket.id, self._unkept(reason), decided)
+
+    def _take_back(self, asked: AskedAgain, reason: str) -> None:
+        """Refuse a way back that cannot be kept, if a message waits for that and has no answer."""
+        ticket = self._records.ticket(asked.number)
+        if asked.decided and ticket and asked.address in ticket.late_addresses:
+            ticket.late_addresses.remove(asked.address)
+            self._answers.refuse(asked.address, ticket.id, self._unkept(reason), asked.decided)
+
+    def _unkept(self, reason: str) -> Failure:
+        says = f"what is accepted cannot be kept: {reason}"
+        return Failure(Code.BUSY, says, retry_after_ms=self.admission.retry_after_ms)
 
     def _enqueue(self, ticket: Ticket, now: float) -> None:
         position = self.backlog.push(ticket) + (self._running is not None)

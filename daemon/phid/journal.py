@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from phid import log, tables
+from phid import log, statefile, tables
 from phid.entries import Awaited, Entry, JournalEvent, Left, NotWritten, Written
 from phid.settings import SettingsError
 
@@ -214,16 +214,8 @@ class Journal:
         )
 
     def _put_aside(self, reason: str) -> None:
-        """Keep a file that cannot be used for whoever wants to look into it."""
         self._close()
-        aside = self._path.with_name(f"{self._path.name}.{time.time_ns() // 1_000_000}.bad")
-        with contextlib.suppress(OSError):
-            self._path.replace(aside)
-        for suffix in ("-wal", "-shm"):
-            with contextlib.suppress(OSError):
-                self._path.with_name(self._path.name + suffix).replace(
-                    aside.with_name(aside.name + suffix)
-                )
+        aside = statefile.set_aside(self._path, ("-wal", "-shm"))
         _log.error("journal_set_aside", reason=reason, kept=str(aside))
 
     def _connect(self) -> sqlite3.Connection:

@@ -77,17 +77,17 @@ class Ticket:
         """True if its requester wants deltas."""
         return self.request.stream == "delta"
 
-    def also_answer(self, address: ReplyAddress) -> bool:
-        """Send the outcome here too: somebody has asked again. False if it would go there anyway.
+    def answers(self, address: ReplyAddress) -> bool:
+        """True if the outcome goes there."""
+        return address == self.address or address in self.late_addresses
 
-        Raises Refused if too many have.
-        """
-        if address == self.address or address in self.late_addresses:
-            return False
+    def also_answer(self, address: ReplyAddress) -> None:
+        """Send the outcome here too: somebody has asked again. Raises Refused if too many have."""
+        if self.answers(address):
+            return
         if len(self.late_addresses) >= _MAX_ADDRESSES:
             raise Refused(Code.BUSY, "too many reply topics for one request")
         self.late_addresses.append(address)
-        return True
 
 
 class Ledger:

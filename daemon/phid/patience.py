@@ -38,6 +38,7 @@ class Patience:
     def __init__(self, floor_s: float) -> None:
         self.phase: Phase = "idle"
         self._floor_s = floor_s
+        self._gather_s = 0.0
         self._since = 0.0
         self._limit_s = 0.0
         self._left = 0
@@ -49,8 +50,9 @@ class Patience:
         """An engine was spawned."""
         self._enter("loading", now, _LOAD * self._floor_s)
 
-    def handed(self, now: float) -> None:
-        """It was given a job."""
+    def handed(self, now: float, gather_s: float = 0.0) -> None:
+        """It was given a job, whose tokens it tells of no more often than that."""
+        self._gather_s = gather_s
         self._enter("starting", now, _START * self._floor_s)
 
     def ended(self) -> None:
@@ -71,11 +73,11 @@ class Patience:
                 self._enter("prefill", now, self._prefill_s)
             case Tokens() if self.phase == "prefill":
                 self._computed(self._left, now)
-                self._enter("decode", now, _FIRST_TOKENS * self._floor_s)
+                self._enter("decode", now, _FIRST_TOKENS * self._decode_floor_s)
             case Tokens() if self.phase == "decode":
                 self._gaps_s.append(now - self._since)
                 limit_s = _DECODE_TIMES * statistics.median(self._gaps_s)
-                self._enter("decode", now, max(self._floor_s, limit_s))
+                self._enter("decode", now, max(self._decode_floor_s, limit_s))
             case Ready() | LoadFailed() | Finished() | Failed() | Unchanged():
                 self.phase = "idle"
             case _:
@@ -93,6 +95,11 @@ class Patience:
     def _computed(self, tokens: int, now: float) -> None:
         self._token_s.append((now - self._since) / max(tokens, 1))
         self._left -= tokens
+
+    @property
+    def _decode_floor_s(self) -> float:
+        # It is silent for that long by our own wish, and as long as the token takes that ends it.
+        return max(self._floor_s, 2 * self._gather_s)
 
     @property
     def _prefill_s(self) -> float:

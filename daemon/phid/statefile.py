@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ def read(path: Path, schema: int) -> dict[str, Any]:
         _log.error("state_unreadable", path=str(path), reason=str(error))
         return {}
     except (ValueError, RecursionError) as error:
-        return _set_aside(path, f"it is damaged: {error}")
+        return _refuse(path, f"it is damaged: {error}")
     found = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(found, int) or isinstance(found, bool):
-        return _set_aside(path, "it is none of ours: it names no schema")
+        return _refuse(path, "it is none of ours: it names no schema")
     if found > schema:
         says = f"written by a later version of phid: its schema is {found}, ours {schema}"
-        return _set_aside(path, says)
+        return _refuse(path, says)
     return dict(content)
 
 
@@ -71,9 +72,29 @@ def flush(path: Path) -> None:
         os.close(number)
 
 
-def _set_aside(path: Path, reason: str) -> dict[str, Any]:
+def set_aside(path: Path, suffixes: Sequence[str] = ()) -> Path:
+    """Keep a file that cannot be used for whoever wants to look into it: where it is from now on.
+
+    With it those that have one of these suffixes to its name. Of those set aside before it only the
+    last is kept, too: a disk that fails must not be filled with them.
+    """
+    found = path.parent.glob(f"{path.name}.[0-9]*.bad")
+    before = sorted(found, key=lambda bad: (len(bad.name), bad.name))  # by their times
     aside = path.with_name(f"{path.name}.{time.time_ns() // 1_000_000}.bad")
-    with contextlib.suppress(OSError):
-        path.replace(aside)
+    for suffix in ("", *suffixes):
+        with contextlib.suppress(OSError):
+            _beside(path, suffix).replace(_beside(aside, suffix))
+        for old in before[:-1]:
+            with contextlib.suppress(OSError):
+                _beside(old, suffix).unlink()
+    return aside
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _refuse(path: Path, reason: str) -> dict[str, Any]:
+    aside = set_aside(path)
     _log.error("state_set_aside", path=str(path), reason=reason, kept=str(aside))
     return {}

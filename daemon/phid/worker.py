@@ -163,7 +163,7 @@ class Worker:
         self._cache_tokens = job.sampling.max_tokens
         self._child.send(job)
         self.used_at = time.monotonic()
-        self._patience.handed(self.used_at)
+        self._patience.handed(self.used_at, job.gather_s)
 
     def cancel(self, job_id: str) -> None:
         """Have the engine end this job at its next token."""

@@ -213,7 +213,9 @@ OUT: dict[str, Callable[[Device], object]] = {
         "unknown field 'max_token': did you mean max_tokens?",
         field="max_token",
     ),
-    "error-busy": lambda d: d.error(Code.BUSY, "64 requests are waiting", retry_after_ms=4100),
+    "error-busy": lambda d: d.error(
+        Code.BUSY, "the queue is full: 64 requests are waiting", retry_after_ms=4100
+    ),
     "error-engine-lost": lambda d: d.error(
         Code.ENGINE_LOST,
         "the engine was ended by SIGKILL (out of memory, or killed by hand)",

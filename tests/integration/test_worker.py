@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import resource
@@ -40,6 +41,25 @@ def test_an_engine_that_ends_before_anybody_listens_is_noticed(
         assert ended.returncode == 7
         assert engine.ended(ended, 0.0)
         assert engine.retry_at is not None
+
+
+def test_one_that_gathers_its_tokens_for_longer_than_a_hang_is_not_taken_for_hung() -> None:
+    events: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
+    engine = Worker(Load("scripted", "m", ""), events.put, restart_max_s=1, hang_s=0.5)
+    engine.start()
+    until_free(engine, events)
+    asked = '@script {"tokens": 50, "token_ms": 50}'
+    job = Job("1", (Turn("user", asked),), Sampling(max_tokens=50), gather_s=2.0)
+    engine.submit(job)
+    try:
+        while engine.running:
+            engine.tick(time.monotonic())
+            with contextlib.suppress(queue.Empty):
+                said = events.get(timeout=0.05)
+                assert isinstance(said, EngineSaid), "it was ended"
+                engine.take(said)
+    finally:
+        engine.stop()
 
 
 @pytest.fixture

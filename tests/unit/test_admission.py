@@ -15,7 +15,7 @@ from phid.crew import Crew
 from phid.errors import Code, Failure, Refused
 from phid.gathering import Gathering
 from phid.health import Health
-from phid.intake import Intake, RequestArrived
+from phid.intake import Intake, PartArrived, RequestArrived
 from phid.jobs import Job, Load
 from phid.journal import Journal
 from phid.ledger import Ticket
@@ -174,3 +174,18 @@ def test_new_limits_hold_from_now_on(admission: Admission, backlog: Backlog) -> 
     assert code_of(admission, arrived()) is None
     backlog.push(ticket())
     assert code_of(admission, arrived("another")) is Code.BUSY
+
+
+def test_one_who_asks_too_often_is_told_how_often_one_may(admission: Admission) -> None:
+    assert code_of(admission, arrived()) is None
+    with pytest.raises(Refused) as refused:
+        admission.take(arrived(), 0.0)
+    assert refused.value.failure.message == "at most 60 requests a minute from one client"
+    most = SETTINGS.vision.max_images
+    parts = [PartArrived("c", "r", n, b"x", 0) for n in range(most + 1)]
+    for part in parts[:-1]:
+        admission.check_part(part, 0.0)
+    with pytest.raises(Refused) as refused:
+        admission.check_part(parts[-1], 0.0)
+    assert refused.value.failure.message == f"at most {60 * most} parts a minute from one client"
+    assert refused.value.failure.retry_after_ms

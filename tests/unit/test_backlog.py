@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from phid.backlog import Backlog
-from phid.errors import Code, Refused
+from phid.errors import Code, Failure, Refused
 from phid.jobs import Job
 from phid.ledger import ReplyAddress, Ticket
 from phid.requests import Request
@@ -119,6 +119,25 @@ def test_a_lower_limit_after_a_reload_keeps_what_waits() -> None:
         backlog.check_room("c", 0, 1)
     assert [backlog.remove(one) for one in backlog] == [True] * 4
     backlog.check_room("c", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ({"limit": 2}, "the queue is full: 3 requests are waiting"),
+        ({"limit_bytes": 31}, "no room: waiting requests take 30 of at most 31 bytes"),
+        ({"per_client": 2}, "at most 2 requests of one client may wait"),
+    ],
+)
+def test_who_is_refused_is_told_for_want_of_what(limits: dict[str, int], says: str) -> None:
+    backlog = Backlog(**({"limit": 9, "per_client": 9} | limits))
+    for _ in range(3):
+        one = ticket()
+        one.size_bytes = 10
+        backlog.push(one)
+    with pytest.raises(Refused) as refused:
+        backlog.check_room("c", 10, 7)
+    assert refused.value.failure == Failure(Code.BUSY, says, retry_after_ms=7)
 
 
 def test_the_share_of_clients_that_left_is_forgotten() -> None:

@@ -100,6 +100,22 @@ def test_a_token_may_take_twenty_times_the_median() -> None:
     assert limit_s(patience, 10.39) == pytest.approx(10)
 
 
+def test_one_that_is_to_gather_its_tokens_for_long_may_be_silent_for_so_long() -> None:
+    patience = Patience(3)
+    now = answered(patience, 0.0, prefill_s=1.0, gap_s=0.1)
+    patience.handed(now, gather_s=10.0)
+    patience.heard(Started("j", 1), now)
+    patience.heard(Tokens("j", "x"), now)
+    assert limit_s(patience, now) == 3 * 2 * 10
+    patience.heard(Tokens("j", "x"), now + 10)
+    assert limit_s(patience, now + 10) == 2 * 10
+    patience.heard(FINISHED, now + 10)
+    patience.handed(now, gather_s=0.1)
+    patience.heard(Started("j", 1), now)
+    patience.heard(Tokens("j", "x"), now)
+    assert limit_s(patience, now) == 9, "it is of that job alone"
+
+
 def test_who_did_not_listen_cannot_say_who_was_silent() -> None:
     patience = Patience(10)
     patience.handed(0.0)

@@ -448,6 +448,63 @@ def test_everybody_who_asked_hears_that_it_cannot_be_kept(owner: Owner) -> None:
     assert {p["topic"].rpartition("/")[2] for p in owner.link.published} == {"rx", "other"}
 
 
+def test_who_asks_again_while_the_disk_takes_nothing_is_told_to_try_later(owner: Owner) -> None:
+    owner.take("x")
+    owner.commit()
+    owner.disk.failing = "no room"
+    owner.take("x", written=False)
+    assert owner.told == [], "its way back is kept already"
+    owner.take("x", tail="other", written=False)
+    assert owner.told == ["error"]
+    owner.take("x", tail="third", qos=0, written=False)
+    owner.finish("y", 1)
+    assert owner.commit_until(Ended) == [Ended]
+    told = [(p["topic"].rpartition("/")[2], p["payload"]["type"]) for p in owner.link.published]
+    assert told == [("other", "error"), ("rx", "result"), ("third", "result")]
+
+
+def test_who_asks_again_and_cannot_be_kept_is_refused_and_nobody_else_is(owner: Owner) -> None:
+    owner.take("x")
+    owner.commit()
+    owner.disk.refuses = AskedAgain
+    decided = owner.take("x", tail="other")
+    assert not decided.is_set()
+    owner.commit()
+    assert decided.is_set()
+    (refusal,) = owner.link.published
+    assert refusal["topic"].rpartition("/")[2] == "other"
+    assert refusal["payload"]["code"] == "busy"
+    assert refusal["payload"]["retry_after_ms"]
+    owner.disk.refuses = None
+    owner.finish("y", 1)
+    owner.commit()
+    assert owner.told == ["error", "result"], "it has its outcome"
+
+
+def test_who_asks_again_and_has_the_answer_before_the_disk_refuses_is_told_once(
+    owner: Owner,
+) -> None:
+    owner.take("x")
+    owner.commit()
+    owner.disk.refuses = AskedAgain
+    owner.finish("y", 1)
+    owner.begin()
+    owner.take("x", tail="other")
+    assert owner.commit() == [Ended]
+    assert owner.told == ["result", "result"]
+    assert owner.commit() == [AskedAgain]
+    assert owner.told == ["result", "result"]
+
+
+def test_a_way_back_at_qos_0_is_not_kept(owner: Owner) -> None:
+    owner.take("x")
+    owner.commit()
+    owner.take("x", tail="other", qos=0)
+    owner.finish("y", 1)
+    assert owner.commit() == [Ended]
+    assert owner.told == ["result", "result"]
+
+
 def test_a_retry_that_cannot_be_kept_ends_nothing_that_runs(owner: Owner) -> None:
     owner.take("x", qos=0)
     owner.disk.failing = "no room"

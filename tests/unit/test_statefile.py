@@ -64,6 +64,25 @@ def test_what_is_not_understood_is_set_aside_whole_and_told(
     assert kept.read_bytes() == before
 
 
+def test_of_what_is_set_aside_the_last_two_are_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    clock = iter([5_000_000, 9_000_000, 10_000_000, 11_000_000, 1_000_000])  # set back at last
+    monkeypatch.setattr(statefile.time, "time_ns", lambda: next(clock) * 1_000_000)
+    others = [path.with_name("brokers.json.mine.bad"), path.with_name("watches.json.5000000.bad")]
+    for other in others:
+        other.touch()
+    for n in range(5):
+        for suffix in ("", "-wal"):
+            path.with_name(path.name + suffix).write_text(f"{n}{suffix}")
+        aside = statefile.set_aside(path, ("-wal", "-shm"))
+        assert aside.read_text() == f"{n}"
+    kept = sorted(file.read_text() for file in path.parent.iterdir() if file not in others)
+    assert kept == ["3", "3-wal", "4", "4-wal"]
+    assert all(other.exists() for other in others)
+
+
 def test_what_is_written_is_on_the_disk_before_it_takes_the_old_ones_place(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
