@@ -14,10 +14,11 @@ from typing import Any, TextIO
 
 from phid import amounts, exits, messages, requests
 from phid.client import Client, Forbidden, Unheard
+from phid.commands import CancelRequest
 from phid.errors import Code, Refused
 from phid.jobs import Finish
 from phid.messages import Delta, ErrorMessage, Outcome, Result
-from phid.requests import CancelRequest, Request
+from phid.requests import Request
 from phid.settings import Settings
 from phid.topics import Topics
 from phid.traffic import Inbound

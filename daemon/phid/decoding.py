@@ -8,6 +8,7 @@ import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 from phid.errors import Code, Refused
 
@@ -127,3 +128,8 @@ def _hint(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     # To compare names takes forty bytes of memory for each character of the one that came.
     close = difflib.get_close_matches(path[:_MAX_FIELD_CHARS], list(model.model_fields), n=1)
     return f": did you mean {close[0]}?" if close and len(loc) == 1 else ""
+
+
+def mistake(field: str, says: str) -> PydanticCustomError:
+    """What is wrong with a message as a whole, told of this field of it."""
+    return PydanticCustomError("question", "{says}", {"field": field, "says": says})

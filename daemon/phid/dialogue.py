@@ -12,8 +12,8 @@ from typing import Any
 from phid import amounts, exits, messages, requests
 from phid.ask import Question, ask
 from phid.client import Client, Unreachable
+from phid.commands import CancelRequest
 from phid.errors import Refused
-from phid.requests import CancelRequest
 from phid.settings import Settings
 
 _PROMPT = "> "

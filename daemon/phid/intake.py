@@ -6,12 +6,13 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Self
 
-from phid import attachments, log, requests, topics
+from phid import attachments, commands, log, requests, topics
 from phid.attachments import Picture, PictureLimits
+from phid.commands import Command, ModelCommand, WatchCommand
 from phid.errors import Code, Failure, Refused
 from phid.jobs import Image, Job, Sampling, Turn
 from phid.ledger import Key, ReplyAddress, Ticket
-from phid.requests import Command, ModelCommand, Request, WatchCommand
+from phid.requests import Request
 from phid.settings import Settings
 from phid.topics import Address, Topics
 from phid.traffic import Inbound
@@ -193,7 +194,7 @@ class Intake:
             part = attachments.of_part(inbound.payload, self.pictures)
             return PartArrived(address.client, address.id, address.part, part, inbound.qos)
         if address.kind == "cancel":
-            cancel = requests.decode_cancel(inbound.payload)
+            cancel = commands.decode_cancel(inbound.payload)
             if cancel.session is not None:
                 return ForgetArrived(address.client, cancel.session)
             assert cancel.id is not None
@@ -263,11 +264,11 @@ class Intake:
         command: Command | WatchCommand | ModelCommand
         match address.verb:
             case "watch":
-                command = requests.decode_watch(inbound.payload)
+                command = commands.decode_watch(inbound.payload)
             case "model":
-                command = requests.decode_model(inbound.payload)
+                command = commands.decode_model(inbound.payload)
             case _:
-                command = requests.decode_command(inbound.payload)
+                command = commands.decode_command(inbound.payload)
         command_id = command.id or _new_id()
         return CommandArrived(
             verb=address.verb,

@@ -9,6 +9,7 @@ from typing import Any
 
 from phid import attachments, findings, log
 from phid.attachments import PictureLimits
+from phid.commands import WatchCommand
 from phid.crew import Crew
 from phid.errors import Code, Failure, Refused
 from phid.findings import Sighting
@@ -17,7 +18,6 @@ from phid.health import Health
 from phid.jobs import Event, Failed, Finish, Finished, Image, Unchanged
 from phid.outbox import Outbox, Publication
 from phid.posts import Post, Posts
-from phid.requests import WatchCommand
 from phid.roster import Roster
 from phid.settings import Settings
 from phid.slots import Cameras, Frame

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from phid import messages
-from phid.requests import Command
+from phid.commands import Command
 from phid.topics import Topics
 from phid.traffic import Connected, Protocol, Sent
 

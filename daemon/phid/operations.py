@@ -10,6 +10,7 @@ from typing import Any
 from phid import log, notify, reports
 from phid import settings as settings_module
 from phid.bulletin import Bulletin
+from phid.commands import ModelCommand, WatchCommand
 from phid.crew import Crew
 from phid.desk import Desk
 from phid.errors import Code, Refused
@@ -17,7 +18,6 @@ from phid.health import Health
 from phid.intake import Intake
 from phid.lookout import Lookout
 from phid.messages import ReloadEvent
-from phid.requests import ModelCommand, WatchCommand
 from phid.settings import Settings, SettingsError
 
 _LIVE = (

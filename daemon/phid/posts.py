@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from phid import log
+from phid.commands import WatchCommand
 from phid.messages import WatchStatus
 from phid.outbox import Outbox, Publication
-from phid.requests import WatchCommand
 from phid.roster import Roster
 from phid.slots import Slots
 from phid.topics import Topics

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from phid import channel, credentials, errand, messages
 from phid.client import Client, Unreachable
+from phid.commands import Command
 from phid.jobs import EngineFacts, Load, LoadFailed, Ready
 from phid.messages import CtlReply
-from phid.requests import Command
 from phid.sections import Mqtt
 from phid.settings import Settings
 from phid.topics import ANON

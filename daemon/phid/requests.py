@@ -1,4 +1,4 @@
-"""What requesters and operators say: requests, cancels and commands, decoded and checked."""
+"""What requesters say: requests, decoded and checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, from_json
 
 from phid import topics
-from phid.decoding import decode, is_all_brackets, refusal
+from phid.decoding import decode, is_all_brackets, mistake, refusal
 from phid.errors import Code, Refused
 from phid.formats import ResponseFormat
 
@@ -96,28 +96,26 @@ def _tag(value: Any) -> Any:
     return value
 
 
-def _question(field: str, says: str) -> PydanticCustomError:
-    return PydanticCustomError("question", "{says}", {"field": field, "says": says})
-
-
 Level = Annotated[str, AfterValidator(_level)]
 Text = Annotated[str, AfterValidator(_without_nul)]
 TagName = Annotated[str, Field(max_length=64)]
 Tag = Annotated[Any, AfterValidator(_tag)]
 
 
-class _Message(BaseModel):
+class Message(BaseModel):
+    """What comes in: every field of it is known."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ChatMessage(_Message):
+class ChatMessage(Message):
     """One turn of `messages`."""
 
     role: Literal["system", "user", "assistant"]
     content: Annotated[Text, AfterValidator(_not_blank)]
 
 
-class ImageRef(_Message):
+class ImageRef(Message):
     """One picture of a request: its bytes in base64, a part sent apart, or a camera's newest."""
 
     b64: str | None = Field(
@@ -138,7 +136,7 @@ class ImageRef(_Message):
     @model_validator(mode="after")
     def _has_a_source(self) -> ImageRef:
         if [self.b64, self.part, self.topic].count(None) != 2:
-            raise _question("images", "each needs one of b64, part and topic")
+            raise mistake("images", "each needs one of b64, part and topic")
         return self
 
 
@@ -147,7 +145,7 @@ Detail = Annotated[
 ]
 
 
-class Request(_Message):
+class Request(Message):
     """A request for text; the fields' defaults are what applies when they are absent."""
 
     foreign: ClassVar[dict[str, str]] = _FOREIGN
@@ -219,18 +217,18 @@ class Request(_Message):
     )
 
     @model_validator(mode="after")
-    def _has_one_question(self) -> Request:
+    def _has_onemistake(self) -> Request:
         if self.prompt is None and self.messages is None:
-            raise _question("prompt", "give prompt or messages")
+            raise mistake("prompt", "give prompt or messages")
         if self.prompt is not None and self.messages is not None:
-            raise _question("messages", "give either prompt or messages")
+            raise mistake("messages", "give either prompt or messages")
         if self.messages is not None:
             if self.messages[-1].role != "user":
-                raise _question("messages", "the last of them must be the user's")
+                raise mistake("messages", "the last of them must be the user's")
             if any(m.role == "system" for m in self.messages[1:]) or (
                 self.system is not None and self.messages[0].role == "system"
             ):
-                raise _question("messages", "one system turn, and it comes first")
+                raise mistake("messages", "one system turn, and it comes first")
         return self
 
     def digest(self, topic_kind: str, images: tuple[str, ...] = ()) -> str:
@@ -248,62 +246,7 @@ class Request(_Message):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-class CancelRequest(_Message):
-    """Ends one of the sender's own requests, or one of its sessions."""
-
-    id: Level | None = Field(None, description="The request to end.")
-    session: Level | None = Field(None, description="The conversation to forget.")
-
-    @model_validator(mode="after")
-    def _has_one_aim(self) -> CancelRequest:
-        if (self.id is None) == (self.session is None):
-            raise _question("id", "give the id of a request, or a session")
-        return self
-
-
-class Command(_Message):
-    """The payload of a ctl topic; empty is fine for verbs that need nothing."""
-
-    id: Level | None = Field(None, description="Names the command; made up when absent.")
-    reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
-    level: Literal["debug", "info", "warning", "error"] | None = Field(
-        None, description="log: the new level."
-    )
-    for_s: float | None = Field(
-        None, gt=0, le=86400, allow_inf_nan=False, description="log: the settings' level after."
-    )
-    what: Literal["engine", "service"] = Field("engine", description="restart: which program.")
-
-
-class ModelCommand(_Message):
-    """The payload of ctl/model: what is to become of which model."""
-
-    id: Level | None = Field(None, description="Names the command; made up when absent.")
-    reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
-    action: Literal["load", "unload", "switch"] = Field(description="switch: make it the default.")
-    name: Annotated[str, Field(min_length=1, max_length=256)] = Field(
-        description="The model's name in the models folder."
-    )
-    pin: bool = Field(False, description="load: it stays, whatever else is asked for.")
-
-
-class WatchCommand(_Message):
-    """The payload of ctl/watch: which one, and the fields of its definition that are to change."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: Level | None = Field(None, description="Names the command; made up when absent.")
-    reply_to: str | None = Field(None, description="Reply topic; MQTT 5's Response Topic wins.")
-    name: Level = Field(description="The watch to change, or to make.")
-    delete: bool = Field(False, description="Forget it.")
-
-    @property
-    def definition(self) -> dict[str, Any]:
-        """The fields to change."""
-        return dict(self.model_extra or {})
-
-
-class CameraPicture(_Message):
+class CameraPicture(Message):
     """A camera's frame as JSON: bytes as an image's, and when it was taken. The rest is ignored."""
 
     model_config = ConfigDict(extra="ignore")
@@ -315,7 +258,7 @@ class CameraPicture(_Message):
     @model_validator(mode="after")
     def _has_bytes(self) -> CameraPicture:
         if not (self.b64 or self.image):
-            raise _question("b64", "a frame in JSON needs b64 or image")
+            raise mistake("b64", "a frame in JSON needs b64 or image")
         return self
 
 
@@ -358,26 +301,6 @@ def _json(name: str, text: str) -> Any:
         return from_json(text)
     except ValueError:
         raise Refused(Code.BAD_REQUEST, f"{name}: must be JSON", field=name) from None
-
-
-def decode_cancel(payload: bytes) -> CancelRequest:
-    """What to end. Raises Refused."""
-    return decode(CancelRequest, payload, 4096)
-
-
-def decode_command(payload: bytes) -> Command:
-    """The options of a command; an empty payload has none. Raises Refused."""
-    return decode(Command, payload or b"{}", 4096)
-
-
-def decode_watch(payload: bytes) -> WatchCommand:
-    """What is to become of a watch. Raises Refused; its definition is not looked into."""
-    return decode(WatchCommand, payload, 65_536)
-
-
-def decode_model(payload: bytes) -> ModelCommand:
-    """What is to become of a model. Raises Refused."""
-    return decode(ModelCommand, payload, 4096)
 
 
 def decode_picture(payload: bytes, limit_bytes: int) -> CameraPicture:

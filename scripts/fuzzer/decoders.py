@@ -9,7 +9,7 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from fuzzer.source import LIMIT_BYTES, Source
-from phid import attachments, messages, requests, settings, topics, watches
+from phid import attachments, commands, messages, requests, settings, topics, watches
 from phid.attachments import PictureLimits
 from phid.errors import Code, Refused
 from phid.fleet import Fleet, table
@@ -75,14 +75,14 @@ class Decoders:
             "frame": (source.frame, self._inbound),
             "request": (source.payload, self._taken(self._request)),
             "salvage": (source.payload, self._salvage),
-            "cancel": (source.payload, self._taken(requests.decode_cancel)),
-            "command": (source.payload, self._taken(requests.decode_command)),
+            "cancel": (source.payload, self._taken(commands.decode_cancel)),
+            "command": (source.payload, self._taken(commands.decode_command)),
             "answer": (source.answer, self._answer),
             "topic": (source.topic, self._topic),
             "fleet": (source.inbound, self._fleet),
             "settings": (source.toml, self._settings),
             "watch": (source.watch, self._taken(self._watch)),
-            "model": (source.model, self._taken(requests.decode_model)),
+            "model": (source.model, self._taken(commands.decode_model)),
             "picture": (
                 source.picture,
                 self._taken(lambda payload: attachments.of_camera(payload, PictureLimits())),
@@ -168,7 +168,7 @@ class Decoders:
 
     @staticmethod
     def _watch(payload: bytes) -> None:
-        told = requests.decode_watch(payload)
+        told = commands.decode_watch(payload)
         watch = watches.merged(None, {**told.definition, "name": told.name})
         watches.check(watch, "phid/v1", 4)
         assert topics.is_filter(watch.topic)

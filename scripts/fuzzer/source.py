@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzzer.words import BYTES, LITERALS, WORDS
-from phid import formats, messages, requests, settings, watches
+from phid import commands, formats, messages, requests, settings, watches
 from phid.traffic import Inbound
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ class Source:
                 for model in (
                     *(requests.Request, requests.ChatMessage, formats.ResponseFormat),
                     formats.JsonSchema,
-                    *(requests.CancelRequest, requests.Command, messages.Result),
+                    *(commands.CancelRequest, commands.Command, messages.Result),
                     *(messages.ErrorMessage, messages.Delta, messages.Accepted),
                     *(messages.CtlReply, messages.UsageReport, messages.Timing),
                     *(messages.Status, messages.Info, messages.JobEvent, messages.StateEvent),
@@ -346,7 +346,7 @@ class Source:
         dice = self.dice
         if "/text" in topic:
             return self._grammatical()
-        keys = ["id"] if "/cancel" in topic else dice.sample([*requests.Command.model_fields], 2)
+        keys = ["id"] if "/cancel" in topic else dice.sample([*commands.Command.model_fields], 2)
         return json.dumps({key: self._likely(key) for key in keys}).encode()
 
     def toml(self) -> str:

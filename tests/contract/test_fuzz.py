@@ -17,7 +17,7 @@ from fuzzer.pixels import fuzz_pixels
 from fuzzer.runs import fuzz
 from fuzzer.seeds import seeds
 from fuzzer.source import Source
-from phid import messages, requests
+from phid import commands, messages, requests
 from phid.errors import Refused
 from phid.requests import Request
 from rig import ROOT
@@ -47,7 +47,7 @@ def test_an_escape_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*_: object) -> None:
         raise KeyError("id")
 
-    monkeypatch.setattr(requests, "decode_cancel", fault)
+    monkeypatch.setattr(commands, "decode_cancel", fault)
     escapes = fuzz(300, 1).escapes
     assert escapes
     assert all("KeyError" in escape["escape"] for escape in escapes)

@@ -19,7 +19,7 @@ from unittest import mock
 
 import pytest
 
-from phid import control, findings, messages, requests
+from phid import commands, control, findings, messages, requests
 from phid.backlog import Backlog
 from phid.bulletin import Bulletin
 from phid.crew import Crew
@@ -192,7 +192,7 @@ class Device:
         service = mock.Mock(
             ping=lambda: {"state": "online", "queue": 0, "uptime_s": 60, "version": "1.2.3"}
         )
-        arrived = CommandArrived(verb, "c1", requests.Command(), broadcast=False, reply=self.reply)
+        arrived = CommandArrived(verb, "c1", commands.Command(), broadcast=False, reply=self.reply)
         self.outbox.answer(arrived.reply, control.execute(service, arrived, control.VERBS))
 
 

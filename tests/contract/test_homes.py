@@ -14,6 +14,7 @@ from rig import ROOT
 
 PACKAGE = ROOT / "daemon" / "phid"
 VALUES = {
+    "commands",
     "catalog",
     "decoding",
     "formats",
@@ -37,8 +38,8 @@ HOMES = {
     "structlog": {"log"},
     "pydantic_settings": {"settings"},
     # Where the types and errors of the values' library are named.
-    "pydantic": {*VALUES, "ask", "outbox", "rivals"},
-    "pydantic_core": {"formats", "messages", "requests", "watches"},
+    "pydantic": {*VALUES, "outbox", "rivals"},
+    "pydantic_core": {"decoding", "formats", "messages", "requests", "watches"},
 }
 
 

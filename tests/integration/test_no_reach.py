@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from phid.commands import CancelRequest, Command, ModelCommand, WatchCommand
 from phid.control import VERBS
-from phid.requests import CancelRequest, Command, ModelCommand, Request, WatchCommand
+from phid.requests import Request
 from phid.watches import Watch
 from rig import Daemon, Mosquitto
 from wire import BASE, PATIENCE, Requester

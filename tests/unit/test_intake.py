@@ -207,7 +207,7 @@ def test_what_we_did_not_foresee_is_told_by_its_place_alone(
     def faulty(_payload: bytes) -> None:
         raise TypeError("my secret")
 
-    monkeypatch.setattr("phid.intake.requests.decode_cancel", faulty)
+    monkeypatch.setattr("phid.intake.commands.decode_cancel", faulty)
     told = INTAKE.read(inbound({"id": "abc"}, "phid/v1/dev/in/cancel/me"))
     assert isinstance(told, ArrivalRefused)
     assert (told.client, told.id, told.failure.code) == ("me", "abc", Code.INTERNAL)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phid import messages, requests, topics
+from phid import commands, messages, requests, topics
 from phid.errors import Code, Failure, Refused
 from phid.requests import Request
 from wire import SLOWNESS
@@ -109,7 +109,7 @@ def test_a_property_that_is_no_number_is_told_so() -> None:
 @settings(max_examples=200)
 @given(payloads)
 def test_cancels_and_commands_are_decoded_or_refused(payload: bytes) -> None:
-    for decoder in (requests.decode_cancel, requests.decode_command):
+    for decoder in (commands.decode_cancel, commands.decode_command):
         with contextlib.suppress(Refused):
             decoder(payload)
 

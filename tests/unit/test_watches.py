@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from phid import attachments, settings, topics, watches
 from phid.attachments import PictureLimits
+from phid.commands import decode_watch
 from phid.crew import Crew
 from phid.errors import Code, Refused
 from phid.health import Health
@@ -25,7 +26,6 @@ from phid.jobs import EngineFacts, Failed, Finish, Finished, Job, Load, Unchange
 from phid.lineup import Lineup, Model
 from phid.lookout import Lookout
 from phid.outbox import Outbox
-from phid.requests import decode_watch
 from phid.roster import Notebook, Roster
 from phid.settings import Settings
 from phid.slots import MAX_CAMERAS, Cameras, Slots
