@@ -37,8 +37,10 @@ def judge(askers: list[Asker], pinger: Pinger, faults: Faults) -> dict[str, Any]
     """What the clients' books say of the laws."""
     records = [one for asker in askers for one in asker.records.values()]
     errors: list[str] = []
+    turns: list[str] = []
     for one in records:
         errors += stream_errors(one)
+        turns += turn_errors(one)
     quiet = [ms for sent, ms in pinger.times() if not any(a <= sent <= b for a, b in faults.down)]
     codes = Counter(
         outcome.get("code") or outcome["finish"] for one in records for outcome in one.outcomes[:1]
@@ -56,6 +58,8 @@ def judge(askers: list[Asker], pinger: Pinger, faults: Faults) -> dict[str, Any]
         "answered_twice": sum(len(one.outcomes) > 1 for one in records),
         "conflicts": sum(asker.conflicts for asker in askers),
         "stream_errors": len(errors),
+        "went_on": sum(bool(one.turns) and one.answered_well for one in records),
+        "turn_errors": len(turns),
         "asked_again": sum(one.asked - 1 for one in records),
         "pings": len(quiet),
         "p99_ping_ms": round(sorted(quiet)[int(len(quiet) * 0.99)], 1) if quiet else None,
@@ -63,6 +67,7 @@ def judge(askers: list[Asker], pinger: Pinger, faults: Faults) -> dict[str, Any]
         "faults": faults.counts.total(),
         **{name: faults.counts[name] for name in faults.kinds},
         "examples": errors[:5]
+        + turns[:5]
         + [json.dumps(one.outcomes)[:600] for one in records if len(one.outcomes) > 1][:5]
         + [f"lost: {json.dumps(one.payload)}" for one in records if not one.ended][:5],
     }
@@ -91,6 +96,14 @@ def stream_errors(one: Asked) -> list[str]:
         if not one.expected.startswith(text) or (whole and text != one.expected):
             found.append(f"{request_id}: {text!r} is not {one.expected!r}")
     return found
+
+
+def turn_errors(one: Asked) -> list[str]:
+    """How a request of a session was not shown just what was said in it before."""
+    if one.turns is None or not one.answered_well:
+        return []
+    shown = one.outcomes[0]["session_turns"]
+    return [f"{one.payload}: {shown} turns, not {one.turns}"] if shown != one.turns else []
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -233,6 +246,7 @@ def is_broken(figures: dict[str, Any]) -> bool:
     # Of fewer pings than a hundred the slowest one is the 99th percentile: that is the machine's.
     deaf = figures["pings"] >= 100 and figures["p99_ping_ms"] > MOST_PING_MS
     wrong = figures["lost"] or figures["answered_twice"] or figures["stream_errors"]
+    wrong = wrong or figures["turn_errors"]
     return bool(deaf or wrong or not figures["answered"])
 
 

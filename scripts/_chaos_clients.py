@@ -26,6 +26,7 @@ REFUSALS = frozenset({"bad_request", "unsupported", "too_large"})
 ASK_AGAIN_S, LARGE_AGAIN_S = 3.0, 10.0
 OPEN_EACH = 4
 LARGE_SHARE = 0.01
+MOST_TURNS = 16
 # Asked a single time: for these a refusal is an outcome, and silence a loss.
 ONCE_SHARE = 0.15
 PROMPTS = ("Why is the sky blue?", "Name three fruits.", "What is a bicycle?", "Count to ten.")
@@ -55,10 +56,16 @@ class Asked:
     once: bool = False
     refused: bool = False
     void: bool = False
+    turns: int | None = None
+    """How many turns its session has before it."""
 
     @property
     def ended(self) -> bool:
         return bool(self.outcomes) or self.refused or self.void
+
+    @property
+    def answered_well(self) -> bool:
+        return bool(self.outcomes) and self.outcomes[0]["type"] == "result"
 
     @property
     def accepted(self) -> bool:
@@ -77,6 +84,9 @@ class Asker:
         self._chance = chance
         self._scripted = scripted
         self._lock = threading.Lock()
+        # What was asked last in our session; the next is asked when it has its outcome.
+        self._talked: Asked | None = None
+        self._sessions = 0
         self._client = client(self.name, port, f"{BASE}/client/{self.name}/rx", self._heard)
 
     def tick(self, now: float, *, more: bool) -> None:
@@ -96,9 +106,29 @@ class Asker:
             one = self._new(now)
             with self._lock:
                 self.records[one.payload["id"]] = one
+                self._talk(one)
             self._ask(one, now)
             if not one.once and self._chance.random() < 0.1:
                 self._ask(one, now)  # a duplicate at once
+
+    def _talk(self, one: Asked) -> None:
+        """Go on with a conversation in it, or begin another, if the last turn of it is over.
+
+        Nothing of these is as long as to lose its oldest turns.
+        """
+        last = self._talked
+        if one.kind not in ("text", "stream") or one.once or (last and not last.outcomes):
+            return
+        turns = 0
+        if last is not None and last.turns is not None and last.turns < MOST_TURNS:
+            said = last.answered_well and last.outcomes[0]["text"].strip()
+            turns = last.turns + (2 if said else 0)
+        one.turns, self._talked = turns, one
+        one.payload["session"] = f"s{self._sessions}" if turns else self._begin()
+
+    def _begin(self) -> str:
+        self._sessions += 1
+        return f"s{self._sessions}"
 
     def _ask_otherwise(self) -> None:
         """Ask something else under the id of a request that has just had its result."""
