@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """A queue of one reader, who is woken through a socket.
+    """A queue with one reader, which is woken through a socket.
 
-    Whoever wakes a thread of its own process holds the GIL: with `queue.SimpleQueue` the other, on
-    a processor that an engine fills, takes the place of the one that woke it, finds the GIL taken,
-    and both wait for the engine's slice to end, some 3 ms. send(2) is called without the GIL.
+    A thread that wakes another by `queue.SimpleQueue` holds the GIL. Where an engine fills every
+    processor, the woken thread takes its waker's place, finds the GIL taken, and both wait some
+    3 ms for the engine's time slice to end. send(2) is called without the GIL.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Mailbox(Generic[T]):
         if not self._items and timeout_s > 0:
             self._reader_waits = True
             try:
-                if not self._items:  # what came before this was said has rung no bell
+                if not self._items:  # what was put before the flag was set rang no bell
                     self._bell.settimeout(timeout_s)
                     self._bell.recv(4096)
             except TimeoutError:

@@ -34,7 +34,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is known of a model's folder; `source` says whence, in the words of who put it here."""
+    """What is known of a model's folder; `source` says where it came from, pulled or imported."""
 
     files: dict[str, Kept]
     source: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +61,7 @@ def read(folder: Path, name: str = NAME) -> Manifest | None:
     path = folder / name
     try:
         content = json.loads(path.read_text("utf-8"))
-        schema = content.get("schema", 1)  # the first ones did not say it
+        schema = content.get("schema", 1)  # the first manifests named no schema
         known = isinstance(schema, int) and not isinstance(schema, bool) and schema <= SCHEMA
         if not known:
             raise Newer(

@@ -20,8 +20,8 @@ _log = log.get("member")
 class Member:
     """A model and its worker. `leaving` says why it is to be unloaded, until it is wanted again.
 
-    `ordered`: an operator wants it loaded, and it is not yet. `absence` says that its files were
-    not there when last looked for, or not yet all of them: `newcomer` is who is coming then.
+    `ordered`: an operator wants it loaded, and it is not yet. `absence` says why it could not be
+    used at the last look: its files were missing, or still being copied. `newcomer` watches a copy.
     """
 
     model: Model
@@ -35,8 +35,8 @@ class Member:
     def look(self, now: float, *, failed: bool = False) -> bool:
         """See whether its files are there: True if that has changed.
 
-        One that comes is not there before all of it is. If it has `failed`, its files must be those
-        that it was reckoned from, or it is one that comes: they were still being copied.
+        A model that is being copied is absent until all of it is there. `failed`: it could not be
+        loaded; if its files have changed since it was reckoned, they were still being copied.
         """
         was, self.absence = self.absence, lineup.absence(self.model.load)
         if self.absence is not None:
@@ -51,12 +51,12 @@ class Member:
         return changed
 
     def reckon(self) -> bool:
-        """See what it takes by the files it has now: True if they were others before."""
+        """Reckon what it takes by the files it has now: True if they have changed."""
         was, self.model = self.model, lineup.reckoned(self.model)
         return self.model is not was
 
     def _what_is_missing(self, now: float) -> str | None:
-        """That it is still coming; None once all of it is there."""
+        """Why it is not there yet; None once all of it is."""
         folder = Path(self.model.load.path)
         if self.newcomer is None:
             self.newcomer = Newcomer(folder)
@@ -65,7 +65,7 @@ class Member:
         return f"{self.model.name} is still being copied to {folder.parent}"
 
     def _take_in(self) -> None:
-        """All of it is there: what was known is of a part, or of the one before it."""
+        """Forget what was known of a part of it, or of its forerunner: now all of it is there."""
         self.newcomer = None
         if self.reckon():
             self.worker.placing.forget()
@@ -96,7 +96,7 @@ class Member:
 
     @property
     def refusal(self) -> Failure | None:
-        """What whoever asks it is told while waiting for an engine makes no sense."""
+        """Why its requests are refused; None while it makes sense to wait for an engine."""
         if self.absence is not None:
             return self.failure
         if not self.worker.hopeless or self.worker.failure is None:

@@ -11,9 +11,9 @@ from phid import cgroups
 from phid.errors import Code, Refused
 
 _MIB = 1 << 20
-# What stays free: a machine that swaps answers nobody.
+# Kept free: a machine that swaps answers nobody.
 _RESERVE = 64 * _MIB
-# So little is granted unmeasured, out of the reserve: measuring takes 0.4 ms before a first token.
+# This much is granted out of the reserve, unmeasured: measuring delays a first token by 0.4 ms.
 _LITTLE = _RESERVE // 4
 # What the program and the runtime take whatever the model is; a vision model is shown a frame of
 # two views while it loads.
@@ -21,7 +21,7 @@ _RUNTIME = {"text": 123 * _MIB, "vision": 225 * _MIB}
 
 VIEW_BYTES = 51 * _MIB
 """What a view of 336 x 336 pixels takes while Phi-3.5-vision looks at it, as measured on a twin of
-its geometry; beside it, what loading has left to be used again is more than anything else."""
+its geometry. All else that a look takes is less than what loading has left free for reuse."""
 
 
 def total_bytes() -> int:
@@ -37,7 +37,7 @@ def available_bytes() -> int:
 
 
 def check(needed: int, budget: int) -> None:
-    """Raises Refused (no_memory) if so many bytes more are not to be had.
+    """Raises Refused (no_memory) if `needed` bytes more are not to be had.
 
     `budget` is the most that this process may take in all; 0: what there is.
     """
@@ -70,7 +70,7 @@ def resident_bytes(pid: int) -> int | None:
 
 
 def own_bytes(pid: int) -> int | None:
-    """What a process has in memory that is of no file, where that is told apart."""
+    """What a process has in memory, without mapped files where the system tells them apart."""
     try:
         info = psutil.Process(pid).memory_info()
     except (OSError, psutil.Error):
@@ -80,7 +80,7 @@ def own_bytes(pid: int) -> int | None:
 
 
 def most_bytes(pid: int) -> int | None:
-    """The most that a process has had in memory, by the kernel's word (proc(5)); else now's."""
+    """The most a process has had in memory, as the kernel says (proc(5)); else what it has now."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024

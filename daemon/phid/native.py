@@ -1,4 +1,4 @@
-"""ONNX Runtime GenAI, imported in this place alone, with its telemetry off before it is there."""
+"""ONNX Runtime GenAI: imported here alone, after its telemetry has been switched off."""
 
 from __future__ import annotations
 

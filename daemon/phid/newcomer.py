@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phid import manifest, proven
 
-# Nothing may change between so many looks, which are at least so far apart.
+# A folder is whole when so many looks, at least so far apart, have found nothing changed.
 _LOOKS = 5
 _LOOK_S = 1.5
 
@@ -15,9 +15,9 @@ _LOOK_S = 1.5
 class Newcomer:
     """A model's folder that has come, or has changed. Owner thread only.
 
-    All of it is there if its files have the sizes that its manifest tells. One without a manifest
-    was put there by hand, and may still be copied: it is taken once nothing of it has changed for
-    some looks. Those are counted, and not the time: who was stopped has seen nothing meanwhile.
+    All of it is there if its files have the sizes that its manifest tells. Any other may still be
+    copied, as one put there by hand, without a manifest: it is taken once nothing of it has changed
+    for some looks. Looks are counted, not time: a service that was stopped has seen nothing.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -21,7 +21,7 @@ def notify(*lines: str) -> None:
 
 
 class Watchdog:
-    """Tells systemd's watchdog that the loop which calls it turns, twice in the time it waits.
+    """Tells systemd's watchdog, twice in the time it waits, that the loop calling `tick` turns.
 
     `due_at` is when `tick` has something to do; None where no watchdog waits for us.
     """

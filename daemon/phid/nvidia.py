@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-# What the runtime and its CUDA provider are linked to or open later, each after what it needs.
+# Libraries that the runtime and its CUDA provider link or open later, each after those it needs.
 _LIBRARIES = ("cudart", "cublasLt", "cublas", "nvrtc", "nvJitLink", "curand", "cufft", "cudnn")
 
 
@@ -16,10 +16,10 @@ def preload(
 ) -> list[Path]:
     """Load the libraries that `pip install "onnxruntime-gpu[cuda,cudnn]"` has brought.
 
-    Gives their files. They lie in site-packages, and neither the loader nor ONNX Runtime's own
-    library knows that: by their names they are found once they are in the process. Where no package
-    brings them nothing is done, and the system's are taken. One that cannot be loaded is left out:
-    the runtime says which it misses.
+    Gives their files. They lie in site-packages, where neither the loader nor ONNX Runtime's own
+    library looks; once they are in the process, they are found by name. Where no package brings
+    them nothing is done, and the system's are taken. One that cannot be loaded is left out: the
+    runtime says which it misses.
     """
     loaded = []
     for name in _LIBRARIES:

@@ -67,7 +67,7 @@ class Operations:
         self._lookout = lookout
 
     def look(self) -> None:
-        """Bring what is told, and who is let in, in line with the facts."""
+        """Bring the state that is told, and whether requests are let in, in line with the facts."""
         self._desk.admission.closed = reports.closed(
             crew=self._crew, paused=self.paused, draining=self.draining
         )
@@ -86,7 +86,7 @@ class Operations:
     def stop(self, now: float) -> None:
         """Take nothing more, and end when what was accepted is answered or time is up."""
         _log.info("service_stopping", open=len(self._desk.ledger.open_tickets))
-        # systemd ends what has said that it stops, even if it has started anew meanwhile.
+        # After STOPPING=1 systemd would end us, even if we had started anew meanwhile.
         if self.exit_status != RESTART_STATUS:
             notify.notify("STOPPING=1")
         self.draining = True
@@ -106,14 +106,14 @@ class Operations:
         }
 
     def pause(self) -> Data:
-        """Refuse new requests, hold the waiting ones; not those that a stop waits for."""
+        """Refuse new requests, hold the waiting ones. Raises Refused while the service stops."""
         if self.stop_by is not None:
             raise Refused(Code.DRAINING, "the service is stopping")
         self.paused = self._desk.held = True
         return self._changed()
 
     def resume(self) -> Data:
-        """Take requests again; a service that stops cannot be held up."""
+        """Take requests again; a service that is stopping goes on draining."""
         self.paused = self._desk.held = False
         self.draining = self.stop_by is not None
         return self._changed()
@@ -176,7 +176,7 @@ class Operations:
         return {"action": command.action, "name": command.name, "models": self._crew.states}
 
     def restart(self, what: str) -> Data:
-        """Kill the engine, or drain and start over; not where it was told to end."""
+        """Kill the engine; or drain and start over, which raises Refused during a stop."""
         if what == "service":
             if self.stop_by is not None:
                 raise Refused(Code.DRAINING, "the service is stopping")

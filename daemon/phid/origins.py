@@ -19,7 +19,7 @@ _MASK = "********"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A setting in force; `value` is masked where it is a secret, and `source` says whence."""
+    """A setting in force and its source; `value` is masked where it is a secret."""
 
     name: str
     value: Any
@@ -52,11 +52,11 @@ def of(settings: Settings, path: Path | None, command_line: Iterable[str]) -> li
 
 
 def as_toml(origins: list[Origin]) -> str:
-    """A line for each setting, which is TOML again, with its source behind it."""
+    """The settings as TOML: a line each, with its source in a comment."""
     lines = []
     for origin in origins:
         value = "" if origin.value is None else _toml(origin.value)
-        # What is absent has no word in TOML.
+        # Commented out: no value (TOML has no null), or a file that was found and not set.
         mark = "#" if origin.value is None or origin.source.startswith("credentials") else ""
         lines.append((f"{mark}{origin.name} = {value}".rstrip(), origin.source))
     width = max(len(line) for line, _ in lines if len(line) < 60)
@@ -64,7 +64,7 @@ def as_toml(origins: list[Origin]) -> str:
 
 
 def as_json(origins: list[Origin]) -> str:
-    """One object: by each name its value and its source."""
+    """One JSON object: value and source of each setting, by its name."""
     whole = {o.name: {"value": o.value, "from": o.source} for o in origins}
     return json.dumps(whole, ensure_ascii=False)
 

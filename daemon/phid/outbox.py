@@ -18,11 +18,14 @@ from phid.traffic import Connected, Decision, Link, Sent
 _PACKET_OVERHEAD = 128
 # At most so many QoS 0 messages may sit unwritten in paho: it has no bound of its own.
 _MAX_UNWRITTEN = 32
-# So many may wait that a report is dropped; that other answers are; those that hold their requests'
-# acknowledgements, which keeps a broker that minds our Receive Maximum from bringing more
-# (mosquitto 2.0.11 goes far beyond); and answers to commands.
+# When so many publications wait, a new one is dropped if it is
+# - a report;
+# - an answer, but for outcomes and the two below;
+# - an answer that holds back its request's acknowledgement: while it waits, a broker that minds our
+#   Receive Maximum brings no more requests (mosquitto 2.0.11 goes far beyond);
+# - an answer to a command.
 _MAX_REPORTS, _MAX_ANSWERS, _MAX_OWED, _MAX_COMMANDS = 1024, 2048, 4096, 4608
-# So many outcomes, which are never dropped.
+# While so many outcomes wait nothing new is accepted: outcomes are never dropped.
 _FULL = 1024
 _log = log.get("outbox")
 
@@ -31,10 +34,10 @@ _log = log.get("outbox")
 class Publication:
     """A QoS 1 message on its way out.
 
-    `outcome` marks what may never be dropped and is marked as a duplicate when sent again;
-    anything else is forgotten with the connection it was sent on. `answer`: somebody waits.
-    `number`: the journal wants to know when the broker has it. `decided` is of the message that it
-    answers, if that is not acknowledged before this is on its way.
+    `outcome`: it is never dropped, and marked as a duplicate when sent again; anything else is
+    forgotten with the connection it was sent on. `answer`: somebody waits for it. `number`: the
+    journal wants to know when the broker has it. `decided` belongs to the message that it answers,
+    where that may be acknowledged only once this is on its way.
     """
 
     topic: str
@@ -86,14 +89,14 @@ class Outbox:
         return self._outcomes >= _FULL
 
     def connect(self, connected: Connected) -> None:
-        """Publish on this link from now on, what is still owed first."""
+        """Publish on this link from now on, beginning with what is still owed."""
         self._link = connected.link
         self._window = connected.window
         self._packet_bytes = connected.packet_bytes
         self._flush()
 
     def disconnect(self) -> None:
-        """Keep what was not acknowledged and is an outcome; it is sent again, marked."""
+        """Keep the outcomes that are not acknowledged; those in flight are sent again, marked."""
         self._link = None
         self._unwritten.clear()
         before = len(self)
@@ -106,7 +109,7 @@ class Outbox:
     def put(self, publication: Publication) -> None:
         """Publish at QoS 1 when the window allows. Without a link only answers are kept.
 
-        What waited for us at the broker comes before its word that we are subscribed.
+        Requests that the broker kept for us may be answered before it says that we are subscribed.
         """
         if not publication.outcome and (
             len(self._waiting) >= _most_waiting(publication)
@@ -147,25 +150,25 @@ class Outbox:
     ) -> None:
         """Publish why something was not accepted: an answer, but one that a flood may lose.
 
-        A broken link loses it together with our word to the broker, which asks us again.
+        A broken link loses the request's acknowledgement too: the broker sends it again.
         """
         self._put_in_front(Publication(address.topic, message, address.correlation), decided)
 
     def repeat(
         self, address: ReplyAddress, outcome: Outcome, decided: Decision | None = None
     ) -> None:
-        """Publish an outcome told before, for one who asks again: as a refusal, it may be lost."""
+        """Publish an outcome again for whoever asks again; like a refusal, it may be lost."""
         self._put_in_front(Publication(address.topic, outcome, address.correlation), decided)
 
     def _put_in_front(self, publication: Publication, decided: Decision | None) -> None:
-        """Publish an answer that may be lost, but not behind its request's acknowledgement."""
+        """Publish an answer that may be lost; its request is acknowledged only behind it."""
         decided = decided if decided is not None and decided.awaited else None
         self.put(replace(publication, answer=True, decided=decided))
 
     def send_now(
         self, topic: str, message: BaseModel | bytes, correlation: bytes | None = None
     ) -> bool:
-        """True if it was handed to the network at QoS 0; False, and dropped, when congested."""
+        """Publish at QoS 0: True. False, and dropped, when congested or too large."""
         if self._link is None or self.congested:
             return False
         payload = message if isinstance(message, bytes) else messages.encode(message)
@@ -248,7 +251,7 @@ def _most_waiting(publication: Publication) -> int:
 
 
 def _release(publication: Publication) -> None:
-    """What it answers may be acknowledged: that is written behind it."""
+    """Let what it answers be acknowledged: the acknowledgement is written behind it."""
     if publication.decided is not None:
         publication.decided.owed = False
 

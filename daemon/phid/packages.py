@@ -26,7 +26,7 @@ _PARTNERS = {
     "onnxruntime-genai-cuda": ("onnxruntime-gpu",),
     "onnxruntime-genai-directml": ("onnxruntime-directml", "onnxruntime"),
 }
-# The first whose runs can be profiled one by one; asked of an older one, it ends the process.
+# The first version that can profile a single run; an older one ends the process when asked to.
 _PROFILES_RUNS = (1, 25)
 
 
@@ -73,7 +73,7 @@ def fault(installed: Installed = installed) -> Fault | None:
 
 
 def _mend(both: list[str], installed: Installed) -> str:
-    """Remove all of them, then put back the one that a provider wants: the last may be whole."""
+    """Remove all of them, for they share files, and put back the one that a provider wants."""
     special = [name for name in both if name not in {GENAI[0], RUNTIME[0]}]
     keep = special[0] if special else both[0]
     # Its version stays: openvino's are older than what pip would choose to go with GenAI.
@@ -82,7 +82,7 @@ def _mend(both: list[str], installed: Installed) -> str:
 
 
 def missing(provider: str, installed: Installed = installed) -> tuple[str, ...]:
-    """What a provider lacks, of the set of packages that lacks least; nothing: it is installed."""
+    """The packages that a provider lacks, of the set that lacks fewest; empty: it is installed."""
     sets = PROVIDERS[provider].packages
     lacks = [tuple(name for name in names if not installed(name)) for names in sets]
     return min(lacks, key=len)

@@ -7,16 +7,16 @@ from typing import Any
 
 from phid.traffic import Inbound
 
-# Of one message: to read so many takes milliseconds, and whoever asks has a few dozen.
+# Bounds for one message: reading so many takes milliseconds, and a request has a few dozen.
 _MAX_PROPERTIES = 1000
 _MAX_PROPERTY_BYTES = 1 << 20
 
 
 def read_publish(head: int, packet: bytes | bytearray, *, mqtt_5: bool) -> tuple[int, Inbound]:
-    """The id, 0 at QoS 0, and the message of a packet: its first byte, and what follows its length.
+    """The id (0 at QoS 0) and the message of a packet: `head` is its first byte.
 
-    Raises ValueError where no message can be made out. One whose properties are malformed, or too
-    many, has a `fault`, and those that were read before it.
+    `packet` is what follows its length. Raises ValueError where no message can be made out. A
+    message whose properties are malformed, or too many, has a `fault` and those read before it.
     """
     qos = head >> 1 & 3
     rest = _Section(packet, 0, len(packet))
@@ -73,7 +73,7 @@ class _Section:
         return text
 
 
-# Those of a PUBLISH (MQTT 5, 2.2.2.2), and the fields of an Inbound that some are for.
+# A PUBLISH's properties (MQTT 5, 2.2.2.2): the field of an Inbound for each, if any; its reader.
 _KINDS: dict[int, tuple[str | None, Callable[[_Section], object]]] = {
     0x01: (None, lambda section: section.number(1)),  # whether the payload is text
     0x02: ("expiry_s", lambda section: section.number(4)),
@@ -87,7 +87,7 @@ _KINDS: dict[int, tuple[str | None, Callable[[_Section], object]]] = {
 
 
 def _properties(packet: bytes | bytearray, at: int, end: int) -> dict[str, Any]:
-    """The fields of an Inbound that they are."""
+    """The properties as fields of an Inbound; `fault` if not all can be read."""
     said: dict[str, Any] = {}
     user: list[Any] = []
     try:

@@ -10,10 +10,10 @@ from phid.errors import Code, Failure
 from phid.ledger import Key
 
 Part = bytes | Failure
-"""A part's bytes, or why they cannot be taken: what is wrong with it is its request's outcome."""
+"""A part's bytes, or why they cannot be taken, which becomes its request's outcome."""
 
 _MAX_KEYS = 256
-# What one that cannot be taken counts as: no bytes of it are kept, and yet there may be many.
+# What a part that cannot be taken counts as: its bytes are not kept, but such parts may be many.
 _FAILURE_BYTES = 1024
 
 
@@ -25,7 +25,7 @@ class _Kept:
     on_disk: bool = False
 
     def put(self, n: int, part: Part) -> int:
-        """By how many bytes it has grown."""
+        """Keep part n: by how many bytes this has grown."""
         grown = _size_bytes(part) - _size_bytes(self.parts.get(n, b""))
         self.parts[n] = part
         self.size_bytes += grown
@@ -62,21 +62,21 @@ class Parts:
         self._bytes = 0
 
     def put_back(self, key: Key, n: int, part: Part, now: float) -> None:
-        """Keep part n, on the disk too, of a request that was accepted: whatever room there is."""
+        """Keep part n of an accepted request, whatever room there is; it is on the disk, too."""
         self._put(key, n, part, now, kept=True)
 
     def add(self, key: Key, n: int, part: Part, now: float, *, kept: bool) -> None:
         """Keep part n of a request; `kept` on the disk, too.
 
-        When there is no room the oldest go, of the client that has most: who floods drops his own,
-        and first those whose request has not come.
+        When there is no room, the client that has most loses its oldest, first those whose request
+        has not come: a client that floods loses its own.
         """
         self._put(key, n, part, now, kept=kept)
         while self._bytes > self.limit_bytes or len(self._kept) > _MAX_KEYS:
             self._make_room(self._first_to_go(), now)
 
     def wait_on(self, key: Key) -> None:
-        """Their request is there, and waits for the rest until it takes them."""
+        """Note that the request of these parts has come: it waits for the rest, then takes them."""
         self._awaited.add(key)
 
     def missing(self, key: Key, wanted: frozenset[int]) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ class Parts:
         return tuple(sorted(wanted - (kept.parts.keys() if kept else set())))
 
     def lost(self, key: Key, wanted: frozenset[int]) -> Failure | None:
-        """What is told of a request some of whose parts came and had no room; None if all had."""
+        """Why a request fails, if parts of it were dropped for lack of room; None if none was."""
         dropped = self._roomless.get(key)
         if dropped is None:
             return None
@@ -96,7 +96,7 @@ class Parts:
             says = f"its parts have more than {self.limit_bytes} bytes together"
             return Failure(Code.TOO_LARGE, says, field="images")
         says = f"there was no room to keep these parts: {', '.join(map(str, lost))}"
-        # So long do those stay whose request never comes.
+        # By then the parts whose requests never come have been dropped.
         retry_after_ms = round(self.keep_s * 1000)
         return Failure(Code.BUSY, says, field="images", retry_after_ms=retry_after_ms)
 

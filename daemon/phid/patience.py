@@ -21,7 +21,7 @@ from phid.jobs import (
 
 Phase = Literal["idle", "loading", "starting", "prefill", "decode"]
 
-# In floors: loading is one native call for gigabytes, and so is a picture's prefill.
+# In multiples of `floor_s`. Loading gigabytes is one native call; so is a picture's prefill.
 _LOAD, _START, _PREFILL, _FIRST_PREFILL, _FIRST_TOKENS = 60, 6, 3, 60, 3
 _PREFILL_TIMES, _DECODE_TIMES = 10, 20
 _SAMPLES = 32
@@ -32,7 +32,7 @@ class Patience:
 
     `floor_s` is the shortest silence of a decoding engine that counts. A prefill may take ten times
     what it took so far for as many tokens, a token twenty times the median; before there is
-    anything to go by, many floors.
+    anything to go by, the limit is many floors.
     """
 
     def __init__(self, floor_s: float) -> None:
@@ -51,7 +51,7 @@ class Patience:
         self._enter("loading", now, _LOAD * self._floor_s)
 
     def handed(self, now: float, gather_s: float = 0.0) -> None:
-        """It was given a job, whose tokens it tells of no more often than that."""
+        """It was given a job; it tells of tokens at most once in `gather_s`."""
         self._gather_s = gather_s
         self._enter("starting", now, _START * self._floor_s)
 
@@ -84,7 +84,7 @@ class Patience:
                 pass
 
     def forgive(self, now: float) -> None:
-        """Count anew: it was we who did not listen."""
+        """Count its silence anew: we have not listened."""
         self._since = now
 
     def silence_s(self, now: float) -> float | None:
@@ -98,7 +98,7 @@ class Patience:
 
     @property
     def _decode_floor_s(self) -> float:
-        # It is silent for that long by our own wish, and as long as the token takes that ends it.
+        # We ask it to be silent for `gather_s`; the token that ends the silence takes time, too.
         return max(self._floor_s, 2 * self._gather_s)
 
     @property

@@ -16,7 +16,7 @@ from phid.providers import CPU
 
 _OPTION = "enable_profiling"
 _OFF = "0"
-# The libraries that bring other kernels than the CPU's; those are in the runtime's own.
+# Libraries with the kernels of other providers; the CPU's are in the runtime's own library.
 _FOREIGN = re.compile(
     r"onnxruntime_providers_(?!shared)|onnxruntime-genai-cuda|openvino|libqnn", re.IGNORECASE
 )
@@ -25,12 +25,13 @@ _MAPS = Path("/proc/self/maps")
 
 @contextmanager
 def measured(generator: Any) -> Iterator[Callable[[], dict[str, float]]]:
-    """Measure what this generator runs inside: percent of kernel time by provider.
+    """Measure what this generator runs in the block: percent of kernel time by provider.
 
-    The callable tells it, once something ran; empty where it cannot be known. Profiled only where
-    another provider's library is loaded: a megabyte or less for each token, removed at the end. Who
-    has profiled a run pays for it with a little memory per token for ever, because the runtime's
-    thread pool does not stop noting how it cuts its loops (ThreadPoolProfiler; seen with 1.32).
+    The callable tells it, once something ran; empty where it cannot be known. Runs are profiled
+    only where another provider's library is loaded; the traces, a megabyte a token at most, are
+    removed at the end. A process that has profiled a run leaks a little memory with each token from
+    then on, because the runtime's thread pool does not stop noting how it cuts its loops
+    (ThreadPoolProfiler; seen with 1.32).
     """
     if of_cpu := _by_libraries():
         yield lambda: of_cpu
@@ -46,7 +47,7 @@ def measured(generator: Any) -> Iterator[Callable[[], dict[str, float]]]:
 
 
 class Profile:
-    """The traces of a folder, as they come to be written; gone with `close`."""
+    """A temporary folder for traces, as they come to be written; `close` removes it."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="phid-profile-"))
@@ -81,7 +82,7 @@ def _begin(generator: Any) -> Profile | None:
 
 
 def _by_libraries() -> dict[str, float]:
-    """All of it on the CPU, if this process has loaded nothing that could run it elsewhere.
+    """100 % on the CPU, if this process has loaded nothing that could run it elsewhere.
 
     Empty where the loaded libraries cannot be seen, or another provider's are among them.
     """

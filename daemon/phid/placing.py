@@ -23,7 +23,7 @@ class Placing:
     """The choice of a provider for one model. Owner thread only; never waits for a trial.
 
     `selection` is what was chosen, None while that needs a proof; `demotion` says why the model
-    runs on another provider than it should; `refused` is the last choice of none at all.
+    runs on another provider than it should; `refused` is the last selection that chose none.
     """
 
     def __init__(self, load: Load, wanted: Wanted) -> None:
@@ -43,7 +43,7 @@ class Placing:
 
     @property
     def refusal(self) -> str | None:
-        """Why there is none that the model may run on."""
+        """Why there is no provider that the model may run on."""
         if self.selection is None or self.selection.chosen is not None:
             return None
         why = "; ".join(f"{PROVIDERS[r.provider].shown}: {r.says}" for r in self.selection.reports)
@@ -85,7 +85,7 @@ class Placing:
         self.selection, self._doubted = selection, None
 
     def unproved(self, why: str) -> None:
-        """The prover itself has ended: the CPU needs no proof, where it is allowed."""
+        """The prover itself has failed: choose the CPU, where allowed, for it needs no proof."""
         name = next((n for n in self._wanted.providers if n not in (CPU, "auto")), "cuda")
         reports = [Report(name, passed=False, says=f"could not be proven: the prover {why}")]
         if not self._wanted.strict:
@@ -98,7 +98,7 @@ class Placing:
         self.refused, self.selection = self.selection, None
 
     def forget(self) -> None:
-        """The model is another now: what was chosen, doubted and barred was so for the old one."""
+        """Forget what was chosen, doubted and barred: the model is another now."""
         self.selection, self._doubted = None, None
         self._barred.clear()
         self._crashes.clear()
@@ -116,7 +116,7 @@ class Placing:
         )
 
     def disagrees(self, facts: EngineFacts) -> str | None:
-        """What is wrong with an engine that does not run where it was put; it is barred then."""
+        """Bar the provider if its engine was found elsewhere: what is wrong, in words, or None."""
         chosen = self.chosen
         if chosen in (None, CPU) or facts.provider in (chosen, UNKNOWN):
             return None
@@ -129,7 +129,7 @@ class Placing:
     def crashed(self, now: float, why: str) -> None:
         """An engine has ended by itself: its provider is in doubt, and after three barred.
 
-        The CPU has nobody after it, nor has a provider that is the only one allowed.
+        The CPU, after which none comes, is never in doubt; the last one allowed is never barred.
         """
         chosen = self.chosen
         if chosen is None or chosen == CPU:

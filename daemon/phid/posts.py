@@ -60,7 +60,7 @@ class Posts:
         self._link: Link | None = None
         self._asked: dict[int, list[str]] = {}
         self._subscribed: set[str] = set()
-        # Of watches that are gone: their frames are counted still.
+        # The counts of watches that are gone, which the totals include.
         self._past_frames = 0
         self._past_dropped = 0
 
@@ -70,7 +70,7 @@ class Posts:
 
     @property
     def on(self) -> list[Post]:
-        """Those whose frames are wanted now."""
+        """The posts whose frames are wanted now."""
         return [post for post in self if self._state(post) == "on"]
 
     @property
@@ -146,7 +146,7 @@ class Posts:
         wanted = self._filters()
         if fresh := sorted(wanted - self._subscribed):
             self._asked[self._link.subscribe(fresh)] = fresh
-        # A session that the broker kept for us has those of an earlier run, too.
+        # A session that the broker kept for us has the subscriptions of an earlier run, too.
         if gone := sorted((self._subscribed | self._roster.filters) - wanted):
             self._link.unsubscribe(gone)
         self._subscribed = wanted

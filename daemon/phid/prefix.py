@@ -8,13 +8,13 @@ _STEP = 64
 
 
 class Prefix:
-    """The Generator of the job before, whose cache begins with the tokens of its prompt.
+    """The last job's Generator, whose cache begins with the tokens of that job's prompt.
 
     A fleet's requests begin with the same instructions, and a conversation with all that was said:
-    what has been computed is not computed again. Only whole slices of a prompt are gone on from:
-    with the same calls as without it every answer is the same, to the last bit. There is one, for
-    it takes a job's memory; it is released before another is made. A cache of more than `most`
-    tokens is not gone on from: a model may have computed it anew in another way.
+    what has been computed is not computed again. Only whole slices of a prompt are reused: so the
+    native calls are the same as without it, and every answer is the same to the last bit. Only one
+    is kept, for it holds a job's memory; it is released before another is made. A cache of more
+    than `most` tokens is not reused: the model may have computed it anew in another way.
     """
 
     def __init__(self, slice_tokens: int, most: int) -> None:
@@ -24,16 +24,16 @@ class Prefix:
         self._options: dict[str, Any] = {}
         self._schema: str | None = None
         self.outgrown = False
-        """The last one would have done, had its cache been longer: the next should be."""
+        """The last cache was only too short to be reused: the next should be longer."""
 
     def take(
         self, prompt: Any, options: dict[str, Any], schema: str | None
     ) -> tuple[Any, int] | None:
         """A Generator with the first tokens of this prompt in its cache, and how many these are.
 
-        None where what is kept is of no use for search `options`, for the schema that its answer is
-        held to, or for the prompt; it is released then. At least one token of the prompt is left to
-        be computed. `options` get the max_length that it was made with.
+        None, and what is kept is released, where it does not suit the search `options`, the
+        `schema` of the answer or the prompt. At least one token of the prompt is left to be
+        computed. `options` get the max_length that the Generator was made with.
         """
         generator, had, tokens = self._generator, self._options, self._tokens
         alike = self._schema == schema and _alike(had, options)
@@ -62,7 +62,7 @@ class Prefix:
         """
         if len(computed) < self._slice or generator.token_count() > self._most:
             return
-        if "random_seed" not in options:  # the next would not draw as it was promised
+        if "random_seed" not in options:  # a used one would not draw as its seed promises
             self._generator, self._tokens = generator, computed
             self._options, self._schema = options, schema
 
@@ -73,10 +73,10 @@ class Prefix:
 
 
 def length(needed: int, most: int, *, grows: bool) -> int:
-    """How long a cache is made that is to be kept: a little longer than a job needs.
+    """How long to make a cache that is to be kept: a little longer than the job needs.
 
-    Requests of the same kind differ by a few tokens. A conversation grows: it is given as much
-    again, so that it is seldom that it has to be read anew for a longer one.
+    Requests of the same kind differ by a few tokens. A conversation grows: its cache is made at
+    least twice as long, so that it seldom has to be read anew into a longer one.
     """
     room = max(needed, 16 * _STEP) if grows else 0
     return min(-(-(needed + room) // _STEP) * _STEP, most)

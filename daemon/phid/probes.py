@@ -23,7 +23,7 @@ from phid.traffic import Inbound
 _CONNECT_S = 2.0
 _ANSWER_S = 2.0
 _OLD_PROTOCOL = "3.1.1"
-# How the reasons begin of a daemon that has none, or not the one that it is to have.
+# How a daemon's reason begins when it has no model, or not the one it should have.
 _NO_MODEL = ("there is no model", "not_found: ")
 
 
@@ -58,7 +58,7 @@ class Reached:
 def ping(settings: Settings, version: str) -> Reached:
     """Ask the configured device for a sign of life, as a client of our own; takes seconds at most.
 
-    The client id is not the daemon's: to use that would end the daemon's session.
+    It has a client id of its own: using the daemon's would end the daemon's session.
     """
     mqtt = settings.mqtt
     try:
@@ -87,7 +87,7 @@ def ping(settings: Settings, version: str) -> Reached:
 def _ping(settings: Settings, version: str) -> Reached:
     mqtt, topics = settings.mqtt, settings.topics
     command = Command(id=uuid.uuid4().hex[:12])
-    # The default reply topic: it is a device's own, which its user may read whatever the ACL.
+    # The default reply topic is the device's own: its user may read it, whatever the ACL.
     answers = topics.res(ANON, command.id or "")
     outs = {topics.status: "status", topics.info: "info"}
     said: dict[str, dict[str, Any]] = {"status": {}, "info": {}}
@@ -183,9 +183,9 @@ def _daemon_verdict(
 
 
 def _command(settings: Settings, verb: str, payload: str) -> str:
-    """The line that sends the daemon a command, to the broker that it was asked through.
+    """The shell line that sends the daemon a command, through the broker that we used.
 
-    It gets in as we did. A password is not in it, but where that is kept.
+    It authenticates as we did, and names the file of the password, never the password.
     """
     mqtt, topic = settings.mqtt, settings.topics.ctl(verb)
     if mqtt.transport == "websockets":  # which mosquitto_pub does not speak
@@ -207,7 +207,7 @@ def _command(settings: Settings, verb: str, payload: str) -> str:
         if (password := credentials.find(mqtt, "password_file")) is not None:
             line += f' -P "$(cat {shlex.quote(str(password))})"'
     line += f" -q 1 -t {topic} -m {shlex.quote(payload)}"
-    # A daemon's own user may not command it, where the rights are those of `phid acl`.
+    # With the rights of `phid acl` a daemon's own user may not command it.
     return line + "  # where the broker has an ACL: as an operator" * bool(username or cert)
 
 
@@ -236,7 +236,7 @@ def _silent(settings: Settings, status: dict[str, Any]) -> Verdict:
 def start_engine(load: Load, wait_s: float, heard: Callable[[EngineFacts], None]) -> Verdict:
     """Start an engine as the service would, have it load the model, and end it.
 
-    `heard` gets what it says of itself, if it comes so far.
+    `heard` gets what the engine says of itself, once it is ready.
     """
     came = errand.run(channel.ENGINE, load, wait_s)
     match came.answer:

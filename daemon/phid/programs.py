@@ -18,10 +18,10 @@ def command(module: str) -> tuple[str, ...]:
 
 
 def environment() -> dict[str, str]:
-    """Ours for such a program, which finds the same phid.
+    """Our environment for such a program, which is to find the same phid.
 
-    In a checkout it may be on our path by no way that the program shares. An installed one is found
-    by itself, and site-packages must not come before the standard library.
+    A checkout may be on our path in a way that the program does not share: PYTHONPATH names it. An
+    installed phid is found anyway, and site-packages must not come before the standard library.
     """
     if _ROOT.name in {"site-packages", "dist-packages"}:
         return dict(os.environ)

@@ -16,8 +16,8 @@ Stage = Literal["probe", "check"]
 class Wanted:
     """What the settings say of providers.
 
-    `providers` are names or `auto`, in order; `options` those of each by name; with `strict` none
-    but those is run on. What was proven is kept in `memory`.
+    `providers` are names or `auto`, in order; with `strict` no other is used. `options` are each
+    provider's, by its name. `memory` is the file that keeps what was proven.
     """
 
     providers: tuple[str, ...] = ("cpu",)
@@ -34,10 +34,10 @@ class Wanted:
 class Evidence:
     """What a trial left behind, whatever became of it.
 
-    `stage` is the last it told of, `says` the error it ended with (empty: none) and `mend` what
-    helps against it where the trial itself knows, `died` how its
-    process ended if it said nothing more; `printed` is the end of what native code wrote.
-    `pieces` are the tokens of its answer, in bytes.
+    `stage` is the last one it reported; `says` the error it ended with (empty: none), and `mend`
+    what helps against that, where the trial itself knows; `died` is how its process ended, if it
+    did so without a word; `printed` the end of what native code wrote. `pieces` are the tokens of
+    its answer, in bytes.
     """
 
     stage: str = ""
@@ -101,8 +101,8 @@ class Tried:
 class Prove:
     """To the prover: choose a provider for this model.
 
-    `doubted` is to be looked at again, whatever was proven before, and with `doubt_refusals` so is
-    all that did not pass; `barred` are not to be run on, each with the reason.
+    The provider `doubted` is tried again, whatever was proven before; with `doubt_refusals` so are
+    all that did not pass. `barred` are not to be used, each with the reason.
     """
 
     load: Load

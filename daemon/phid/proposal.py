@@ -30,7 +30,7 @@ class Proposal:
 
 
 def machine(providers: tuple[str, ...], *, measured: bool) -> Machine:
-    """This machine, as models are fitted to it. Raises Unmeasurable if it is to be measured.
+    """This machine, as models are fitted to it. Raises Unmeasurable if it cannot be `measured`.
 
     `providers` are those that it could run on here.
     """
@@ -39,9 +39,9 @@ def machine(providers: tuple[str, ...], *, measured: bool) -> Machine:
 
 
 def proven(settings: Settings) -> tuple[str, ...]:
-    """The CPU, after what was proven here when the daemon or the doctor looked."""
+    """The providers that the daemon or the doctor has proven here, and the CPU last."""
     wanted = settings.wanted
-    # Of the model nothing is read for the small one's trials but the threads.
+    # The small model's trials read nothing of this but the threads.
     recall = Recall(Load("genai", "", "", settings.engine.threads), wanted)
     return selection.usable(wanted, recall, packages.installed, windows=sys.platform == "win32")
 
@@ -53,10 +53,10 @@ def preferred(
     measured: bool = True,
     here: Sequence[StoredModel] | None = None,
 ) -> StoredModel | None:
-    """The model to run for this kind where none is named; of another if no such one fits.
+    """The model to run for this kind where none is named; of another kind if none of it fits.
 
-    It is one of those that are `here`: left out, all in the models folder. Takes about a second
-    where there are several and the machine is to be `measured`.
+    It is one of `here`, by default of all in the models folder. Takes about a second where there
+    are several and the machine is to be `measured`.
     """
     if here is None:
         here = store.models(settings.models_dir)

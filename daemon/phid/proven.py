@@ -1,4 +1,4 @@
-"""What was proven before: evidence by what it hangs on, kept in a file of the state directory."""
+"""What was proven before: evidence by what it depends on, in a file of the state directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from phid.proofs import Evidence, Stage, Wanted
 FILE = "providers.json"
 _SCHEMA = 1
 _MOST = 64
-# What did not pass is looked at again now and then: a library may have come, or a cable.
+# How long a failure is believed: a library may have come meanwhile, or a cable.
 _REFUSAL_S = 86_400.0
 _log = log.get("proven")
 
@@ -25,7 +25,7 @@ _log = log.get("proven")
 def fingerprint(folder: Path) -> str:
     """A model's identity by its configuration, and by the names, sizes and times of its files.
 
-    Gigabytes are not read at each start for it. Nothing for a folder that cannot be read.
+    So no gigabytes are read at each start. Empty for a folder that cannot be read.
     """
     digest = hashlib.sha256()
     try:
@@ -41,7 +41,7 @@ def fingerprint(folder: Path) -> str:
 
 
 class Surroundings:
-    """What evidence hangs on beside its provider: the model, the packages, the drivers."""
+    """What evidence depends on beside its provider: the model, the packages, the drivers."""
 
     def __init__(self, load: Load, versions: Mapping[str, str], driver: str) -> None:
         self._of_small = [_SCHEMA, dict(sorted(versions.items())), driver, load.threads]
@@ -61,7 +61,7 @@ class Surroundings:
 
 
 class Recall:
-    """What the file knows of the trials of a model: it is read when that is first asked."""
+    """What the file knows of a model's trials; it is read at the first question."""
 
     def __init__(self, load: Load, wanted: Wanted) -> None:
         self._load = load
@@ -69,7 +69,7 @@ class Recall:
         self._read: tuple[Proven, Surroundings] | None = None
 
     def __call__(self, provider: str, stage: Stage) -> Evidence | None:
-        """The evidence of a trial, if it holds still."""
+        """The evidence of a trial, if it still holds."""
         if self._read is None:
             self._read = Proven(self._wanted.memory), Surroundings.of(self._load)
         known, around = self._read
@@ -77,7 +77,7 @@ class Recall:
 
 
 class Proven:
-    """The evidence in the file, read once; `keep` writes it. A damaged one is as none."""
+    """The evidence in the file, read once; `keep` writes it. A damaged file counts as empty."""
 
     def __init__(self, path: Path | None, clock: float | None = None) -> None:
         self._path = path
@@ -85,9 +85,9 @@ class Proven:
         self._entries = self._read()
 
     def find(self, key: str, *, refusals: bool = True) -> Evidence | None:
-        """The evidence under a key: for a day, and for good if a choice rests on it.
+        """The evidence under a key, if a choice rests on it or it is less than a day old.
 
-        Without `refusals` only the latter.
+        Without `refusals` only if a choice rests on it.
         """
         entry = self._entries.get(key)
         if entry is None:
@@ -106,7 +106,7 @@ class Proven:
         self._write()
 
     def confirm(self, keys: Iterable[str]) -> None:
-        """A choice rests on the evidence under these: it holds until what it hangs on changes."""
+        """Hold this evidence until what it depends on changes, for a choice rests on it."""
         new = [e for key in keys if (e := self._entries.get(key)) and not e.get("passed")]
         for entry in new:
             entry["passed"] = True

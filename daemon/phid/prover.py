@@ -54,7 +54,7 @@ def usable(
 ) -> tuple[str, ...]:
     """`selection.usable`, by what was proven, or by trials; `load` is read for its threads alone.
 
-    Whether one runs the model that is then chosen is proven with that.
+    Whether a provider runs the model that is then chosen is proven later, with that model.
     """
     attempts = _Attempts(Prove(load, wanted), report, probe_s)
     return selection.usable(
@@ -74,7 +74,7 @@ class _Attempts:
         self._made: dict[str, Evidence] = {}
 
     def look(self, provider: str, stage: Stage) -> Evidence:
-        """The evidence, from memory if it holds still."""
+        """The evidence of a trial: what was proven, if it still holds, else a new one."""
         key = self._around.key(provider, stage, self._task.wanted)
         if key in self._made:
             return self._made[key]
@@ -88,7 +88,7 @@ class _Attempts:
         return known
 
     def confirm(self, chosen: str) -> None:
-        """The choice rests on what was found of this provider, and on the CPU's text beside it."""
+        """Note that the choice rests on this provider's trials, and on the CPU's text beside it."""
         trials: list[tuple[str, Stage]] = [(chosen, "probe"), (chosen, "check"), (CPU, "check")]
         self._proven.confirm(self._around.key(*trial, self._task.wanted) for trial in trials)
 
@@ -112,7 +112,7 @@ class _Attempts:
         if not evidence.ran or evidence.placement or provider == CPU:
             return evidence
         # These graphs, or this runtime, can only be profiled from their beginning, which is slow:
-        # a second time, for nothing but where it runs.
+        # so a second trial finds out where the first one ran.
         self._report(Loading(f"measuring where {name} runs {what}"))
         return replace(evidence, placement=_profile(load, limit_s, self._report))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 CPU = "cpu"
 AUTO = "auto"
 UNKNOWN = "unknown"
-"""Said of where a model runs that could not be measured: never guessed."""
+"""The provider where it could not be measured: it is never guessed."""
 
 
 @dataclass(frozen=True, slots=True)

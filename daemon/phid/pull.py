@@ -278,7 +278,7 @@ class _Pull:
                 if digest.size + len(piece) > file.bytes:
                     raise Changed(f"{name} is longer than the {file.bytes} bytes it should have")
                 out.write(piece)
-                out.flush()  # what a kill leaves is what has come
+                out.flush()  # so that a kill loses nothing that has come
                 digest.take(piece)
                 self._here += len(piece)
                 self._fetched += len(piece)

@@ -45,7 +45,7 @@ class Part:
         self._log = folder / f"{name}.log"
         environment = programs.environment() | settings
         with self._log.open("wb") as log:
-            # A session of its own: a Ctrl-C is ours, and the parts end in order.
+            # In a session of its own: a Ctrl-C reaches only us, and we end the parts in order.
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [*programs.command("phid"), *arguments],
                 env=environment,
@@ -104,8 +104,8 @@ def _run(options: argparse.Namespace, parts: list[Part], folder: Path) -> int:
     began = time.monotonic()
     config = folder / "phid.toml"
     config.touch()
-    # Of the environment, as the daemon's will be. The file of one that is installed here is not
-    # ours to go by: its models are kept where this user may not write.
+    # From the environment alone, as the daemon's will be. The file of an installed daemon does not
+    # count: its models are kept where this user may not write.
     models_dir = settings_module.load(config).models_dir
     demo.prepare(models_dir, progress.Progress())
     port = options.port or free_port()
@@ -149,7 +149,7 @@ def _ask(command: list[str], parts: list[Part]) -> int:
 
 
 def _frame_model(models_dir: Path, otherwise: Path | None) -> str:
-    """The vision model to serve: the best of those stored that memory holds, else another's path.
+    """The vision model to serve: the best stored one that memory holds, else `otherwise`.
 
     Empty where there is none at all.
     """

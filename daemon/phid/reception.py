@@ -10,7 +10,7 @@ from phid.intake import Arrival, Intake
 from phid.topics import Topics
 from phid.traffic import Decision, Inbound
 
-# How often a thread that waits for the owner looks whether there is one.
+# How often a thread that waits for the owner looks whether the owner has ended.
 _LOOK_S = 0.1
 
 
@@ -24,14 +24,14 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class StatusHeard:
-    """Something was said as our status, most often by us; or is still there, retained."""
+    """A word on our status topic, most often our own: said now, or retained."""
 
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class FrameCame:
-    """A camera that had nothing new for a watch has something: the end of the turn sees to it."""
+    """A watch's camera has a new frame, and had none before: the end of the turn sees to it."""
 
 
 Received = Arrived | StatusHeard | FrameCame
@@ -60,7 +60,7 @@ class Reception:
     def receive(self, inbound: Inbound) -> Decision | None:
         """The decision on a message, once there is one; None if it needs none. Waits for the owner.
 
-        That is what bounds the mailbox: a client that floods is slowed down by TCP.
+        This wait bounds the mailbox: a client that floods is slowed down by TCP.
         """
         if inbound.topic == self._topics.status:
             self._post(StatusHeard(inbound.payload))

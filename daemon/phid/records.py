@@ -28,12 +28,12 @@ from phid.messages import Outcome
 from phid.traffic import Decision
 from phid.wallclock import WallClock
 
-# How long after a write that failed the disk is tried again.
+# The pause after a failed write, before the disk is tried again.
 _TRY_AGAIN_S = 1.0
-# What can wait is written after so long at the latest: else a power cut much later would have
-# outcomes told again that the broker has had for hours.
+# Entries that can wait are written after so long at the latest: else, after a power cut, outcomes
+# would be sent again that the broker has had for hours.
 _FLUSH_S = 5.0
-# No count comes here: it is a damaged number, and behind it there may be none that SQLite takes.
+# Counting never gets here: such a number is damaged, and SQLite may take none beyond it.
 _FARTHEST = 1 << 62
 _log = log.get("records")
 
@@ -108,12 +108,12 @@ class Records:
     def accept(
         self, ticket: Ticket, arrived: RequestArrived, decided: Decision, *, age_s: float = 0.0
     ) -> bool:
-        """True if it is being written, and `decided` set when it is. It came `age_s` ago."""
+        """True if it is being written; `decided` is set once it is. It came `age_s` ago."""
         if self._journal is None or not arrived.inbound.qos:
             return False
         accepted_ts = self._time_of_day() - age_s
         self._number(ticket, self._next)
-        # A part that is still to come has an entry of its own, and the payload brings the rest.
+        # A part still to come gets an entry of its own; pictures not sent apart are in the payload.
         pictures = tuple(
             (-1 - n, image.data)
             for n, image in enumerate(arrived.images)
@@ -137,7 +137,7 @@ class Records:
         return True
 
     def ask_again(self, ticket: Ticket, address: ReplyAddress, decided: Decision) -> bool:
-        """The same for another who wants its outcome."""
+        """As `accept`, for another address that wants its outcome."""
         if self._journal is None or ticket.number is None:
             return False
         self._entries.append(AskedAgain(ticket.number, address, decided))
@@ -146,7 +146,7 @@ class Records:
     def accept_late(
         self, ticket: Ticket, arrived: RequestArrived, decided: Decision, now: float
     ) -> bool:
-        """The same for one that came at QoS 0, is not answered yet, and now comes at QoS 1.
+        """As `accept`, for one that came at QoS 0, is not answered yet, and now comes at QoS 1.
 
         Its deadline is counted from when it first came.
         """
@@ -159,7 +159,7 @@ class Records:
         return True
 
     def keep_part(self, arrived: PartArrived, decided: Decision) -> bool:
-        """The same for a picture sent apart."""
+        """As `accept`, for a picture sent apart."""
         if self._journal is None or not arrived.qos or not isinstance(arrived.part, bytes):
             return False
         part = arrived.part
@@ -168,10 +168,10 @@ class Records:
         return True
 
     def parts_dropped(self, key: Key) -> None:
-        """These parts are not needed any more, on the disk either."""
+        """Have these parts dropped from the disk: they are not needed any more."""
         if self._journal is None:
             return
-        if self._entries:  # they may be among what this turn has brought
+        if self._entries:  # the parts may be among them, to be written first
             self._entries.append(PartsDropped(*key))
         else:
             self._journal.write_later(PartsDropped(*key))
@@ -190,14 +190,14 @@ class Records:
             self._entries.append(self.conversation(client, session, system, turns))
 
     def drop_conversation(self, client: str, session: str, decided: Decision | None = None) -> bool:
-        """True if it is being taken off the disk, and `decided` set when it is."""
+        """True if it is being taken off the disk; `decided` is set once it is."""
         if self._journal is None:
             return False
         self._entries.append(ConversationDropped(client, session, decided))
         return True
 
     def mark(self, ticket: Ticket) -> None:
-        """Have it on the disk that deltas of it are published, from soon on."""
+        """Have it on the disk that deltas of it are published, before they are."""
         if self._journal is None or ticket.number is None:
             ticket.mark = "written"
         elif ticket.mark == "no":
@@ -205,9 +205,9 @@ class Records:
             self._entries.append(Marked(ticket.number))
 
     def end(self, ticket: Ticket, outcome: Outcome, said: ConversationKept | None = None) -> bool:
-        """True if its outcome is being written, and to be published when it is.
+        """True if its outcome is being written, and is to be published once it is.
 
-        `said` is what its session has become by it: they are written together, or neither is.
+        `said` is its session's conversation with this turn: both are written, or neither is.
         """
         if self._journal is None:
             return False
@@ -251,7 +251,7 @@ class Records:
             self._next = max(self._next, number + 1)
 
     def join(self, ticket: Ticket, number: int, addresses: tuple[ReplyAddress, ...]) -> None:
-        """Know a ticket as the request that an earlier run has written, to be told there too."""
+        """Know a ticket as the request that an earlier run has written; tell its addresses, too."""
         self.restore(ticket, number)
         own = (ticket.address, *ticket.late_addresses)
         self._entries += [AskedAgain(number, a) for a in own if a not in addresses]
@@ -262,7 +262,7 @@ class Records:
     def recovered(self) -> None:
         """All that an earlier run has left is known: numbers go on behind it."""
         if self._journal is not None:
-            self._time_of_day()  # a step of the clock until now moves nothing of what is there
+            self._time_of_day()  # a step of the clock before now must move nothing that is there
             self._journal.unread = False
 
     def ticket(self, number: int) -> Ticket | None:
@@ -281,7 +281,7 @@ class Records:
         now, step_s = self._clock.look()
         if step_s and self._journal is not None:
             _log.warning("clock_stepped", by_s=round(step_s, 1))
-            if not self._journal.unread:  # else what is there is held against the clock as it is
+            if not self._journal.unread:  # else recovery goes by the clock as it is
                 self._entries.append(Stepped(step_s))
         return now
 

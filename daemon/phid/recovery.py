@@ -18,11 +18,11 @@ from phid.requests import Request
 _log = log.get("recovery")
 _DAMAGED = Failure(Code.INTERNAL, "the journal is damaged where it was kept: ask again")
 _STARTED = Failure(Code.ENGINE_LOST, "the service was started anew while it was being answered")
-# Longer deadlines are a damaged time's, unless the settings allow them.
+# A longer deadline is taken for damage, unless the settings allow it.
 _LONGEST_S = 7 * 86_400.0
-# Who is told, where neither the way back nor the name can be read any more.
+# The name in the reply topic where a request's own topic and name cannot be read any more.
 _NOBODY = topics.ANON, "unreadable"
-# What a closed ticket has in place of what was asked.
+# Stands for the request in a closed ticket, where it is not needed any more.
 _ASKED = Request(prompt="-")
 
 
@@ -38,7 +38,7 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """A request of which nothing is to be run: `ticket.outcome`, or else `failure` is told."""
+    """A request that is not run again: it is told `ticket.outcome`, or else `failure`."""
 
     number: int
     ticket: Ticket
@@ -47,7 +47,7 @@ class Over:
 
 @dataclass(frozen=True, slots=True)
 class AskedMeanwhile:
-    """A request of a number that `ticket` has asked again before it could be read."""
+    """A request that `ticket` has asked again before the journal could be read."""
 
     number: int
     ticket: Ticket
@@ -56,7 +56,7 @@ class AskedMeanwhile:
 
 @dataclass(frozen=True, slots=True)
 class IdTaken:
-    """`ticket` was taken for another request under an id that was in use."""
+    """`ticket` was accepted under an id that another open request, in the journal, had already."""
 
     ticket: Ticket
 
@@ -74,11 +74,11 @@ def read(
 ) -> Iterator[Again | Over | AskedMeanwhile | IdTaken]:
     """What has become of each request, in the order of acceptance.
 
-    Those without a number that `ledger` knows were taken before these could be read.
+    Tickets without a number in `ledger` were accepted before the journal could be read.
 
-    `now` is monotonic, `wall` Unix time, in seconds. A clock that was set back, or is not set yet,
-    or was not when it was accepted, makes a request no older than new. One whose times cannot be
-    right is not run: how long it was wanted is not known.
+    `now` is monotonic, `wall` Unix time, in seconds. Where the clock was set back, is not set yet,
+    or was not set at acceptance, a request counts as new. One whose times cannot be right is not
+    run: how long it was wanted is not known.
     """
     longest_s = max(_LONGEST_S, intake.deadline_ms / 1000)
     rows = tuple(_reachable(row, intake) for row in rows)
@@ -101,7 +101,7 @@ def read(
         if row.outcome is not None:
             ticket = _ticket(row, now - age_s, span_s)
             ticket.outcome, ticket.state, ticket.told = _outcome(row), "ended", row.told
-            ticket.id = ticket.outcome.id  # else it was told under another name: see `_misnamed`
+            ticket.id = ticket.outcome.id  # it may have been told under another: `_misnamed`
             since_s = wallclock.age_s(row.ended_ts, wall)
             ticket.forget_at = now - since_s + max(ledger.keep_s, span_s)
             yield Over(accepted.number, ticket)
@@ -110,7 +110,7 @@ def read(
         arrival = intake.read(accepted.inbound) if sound else None
         if not isinstance(arrival, RequestArrived):
             failure = _STARTED if row.marked else _DAMAGED
-            if isinstance(arrival, ArrivalRefused):  # other settings may not take what these took
+            if isinstance(arrival, ArrivalRefused):  # other settings may refuse what was taken
                 failure = arrival.failure
             if failure is _DAMAGED:
                 _log.error("request_unreadable", id=accepted.id, client=accepted.client)
@@ -135,7 +135,7 @@ def read(
 
 
 def _reachable(row: Row, intake: Intake) -> Row:
-    """The row, to be told where one can be told anything: to a topic with a wildcard one cannot."""
+    """The row with reply topics that can be published to (no wildcard), damaged ones replaced."""
     accepted, addresses = row.accepted, row.addresses
     reached = tuple(a for a in addresses if topics.is_publishable(a.topic))
     if topics.is_publishable(accepted.address.topic):
@@ -150,10 +150,10 @@ def _reachable(row: Row, intake: Intake) -> Row:
 
 
 def _misnamed(rows: tuple[Row, ...], intake: Intake) -> dict[int, Row]:
-    """Those that are open under another's name, by number, with the name that their messages have.
+    """Open requests that damage has given another's name, by number, with their messages' names.
 
-    No two that are open have one name. The one whose message says it too keeps it, or else the
-    first whose message has none.
+    No two open requests may have the same name. It is kept by the one whose message says it too, or
+    else by the first whose message says none.
     """
     namesakes: dict[Key, list[Row]] = {}
     for row in rows:
@@ -175,7 +175,7 @@ def _misnamed(rows: tuple[Row, ...], intake: Intake) -> dict[int, Row]:
 
 
 def _own_name(row: Row, intake: Intake) -> Key | None:
-    """What a request calls itself, as far as it does."""
+    """The name in a request's own message: client and id; None if it says none."""
     arrival = intake.read(row.accepted.inbound)
     if isinstance(arrival, RequestArrived) and arrival.id_given:
         return arrival.client, arrival.id
@@ -183,7 +183,7 @@ def _own_name(row: Row, intake: Intake) -> Key | None:
 
 
 def _meanwhile(row: Row, known: Ticket | None) -> AskedMeanwhile | IdTaken | None:
-    """What a ticket of its client and id that was opened, or has ended, in this run is to it."""
+    """What this run's ticket of the same client and id is to the row; None: nothing."""
     if known is None or known.number is not None:
         return None
     ended = known.outcome is not None, row.outcome is not None
@@ -196,7 +196,7 @@ def _meanwhile(row: Row, known: Ticket | None) -> AskedMeanwhile | IdTaken | Non
 
 
 def _outcome(row: Row) -> Result | ErrorMessage:
-    """What came of it; where that cannot be read any more, a word of that."""
+    """What came of it; where that cannot be read any more, an error that says so."""
     assert row.outcome is not None
     try:
         outcome = messages.decode_answer(row.outcome.encode())
@@ -209,7 +209,7 @@ def _outcome(row: Row) -> Result | ErrorMessage:
 
 
 def _shown(picture: Picture, data: bytes | None) -> Picture:
-    """What came apart, as it was then: a camera's frame, or a part."""
+    """The picture, with its bytes of then if it came apart: a camera's frame, or a part."""
     if not isinstance(picture, Image) and data is not None:
         return Image(data, picture.label)
     return picture

@@ -57,7 +57,7 @@ def state_of(
         return State("degraded", NO_MODEL)
     if crew.failure is not None:
         return State("degraded", f"{crew.failure.code}: {crew.failure.message}")
-    # One that was unloaded comes back when it is wanted.
+    # `stopped`: the model was unloaded, and comes back when it is wanted.
     if worker.state not in ("ready", "stopped"):
         return State("loading", worker.recycling and f"the engine was {worker.recycling}")
     if refused_filters:
@@ -141,7 +141,7 @@ def info(settings: Settings, crew: Crew) -> Info:
 
 
 def _model(worker: Worker, facts: EngineFacts) -> dict[str, Any]:
-    """The facts, without what is told of the provider anyway, and what it takes of memory."""
+    """A model's facts and the memory it takes, without what is told of its provider anyway."""
     told = asdict(facts)
     del told["placement"], told["tokens_per_s"]
     loaded = worker.loaded_bytes

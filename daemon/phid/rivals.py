@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from phid.messages import Status
 
 _MAX_PROCESSES = 16
-# What a process that has ended left on its way comes at once.
+# All that an ended process left on its way has come within this time.
 _ALIVE_AFTER_S = 10.0
 
 
@@ -23,16 +23,16 @@ class _Word:
 
 
 class Rivals:
-    """Watches what is said as our status for words that are not ours.
+    """Watches our status topic for words of another process.
 
     Two daemons with one client id throw each other out for ever, and few brokers tell them why; two
     of one device id with different client ids both stay, and answer every request twice. A session
-    is named `<process>-<connection>`. The last word of a process before us may come late, so one
-    foreign word proves nothing; a second session of the same process does, or a later word of it
-    when all it had left behind must have come. Neither does before we have heard ourselves: the
-    broker may have kept any number for us, which come in front of that. `offline` is no word of the
-    living: a broker says it, for each connection that one who is long dead had lost. Of two rivals
-    the one with the greater name gives way, so that one is left.
+    is named `<process>-<connection>`. One foreign word proves nothing: a process before us may have
+    said it. A second session of that process proves that it lives, or a later word of it when all
+    that it left behind must have come. Nothing counts before we have heard ourselves: the broker
+    may have kept any number of words for us, and sends them first. `offline` never counts: the
+    broker says it for each connection that a process lost, even one long dead. Of two rivals the
+    one with the greater name gives way, so that one is left.
     """
 
     def __init__(self, process: str) -> None:

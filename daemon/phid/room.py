@@ -11,14 +11,14 @@ _MIB = 1 << 20
 
 
 class Room:
-    """What the models may take: `budget_bytes` by reckoning, 0 for what the machine has left."""
+    """What the models may take: `budget_bytes` in all, reckoned; 0: what the machine has left."""
 
     def __init__(self, budget_bytes: int, available: Callable[[], int]) -> None:
         self._budget = budget_bytes
         self._available = available
 
     def missing(self, member: Member, members: Iterable[Member]) -> int:
-        """How many bytes there are too few to load it beside those of the members that are."""
+        """How many bytes are missing to load it beside those that are loaded; 0 or less: none."""
         needed = member.model.needed_bytes
         missing = needed - self._available()
         if self._budget:
@@ -27,7 +27,7 @@ class Room:
         return missing if needed else 0
 
     def refusal(self, member: Member, members: Iterable[Member]) -> Failure | None:
-        """Why what is missing can never be made, whoever makes room; None where it may be."""
+        """Why there can never be room for it, whatever is unloaded; None where there may be."""
         pinned = [m.model.needed_bytes for m in members if m.pinned and m.takes_memory]
         says = f"{member.model.name} needs {member.model.needed_bytes // _MIB} MiB of memory"
         if self._budget and member.model.needed_bytes > self._budget:

@@ -55,7 +55,7 @@ class Roster:
         }
 
     def is_of_settings(self, name: str) -> bool:
-        """True if it stands in the settings, where alone it can be changed."""
+        """True if it stands in the settings: a command can only switch it off and on."""
         return name in self._of_settings
 
     def put(self, name: str, fresh: Mapping[str, Any]) -> None:

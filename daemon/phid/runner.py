@@ -44,12 +44,12 @@ class Runner:
 
     @property
     def ticket(self) -> Ticket | None:
-        """Whose job is running."""
+        """The request whose job is running."""
         return self._run.ticket if self._run is not None else None
 
     @property
     def worker(self) -> Worker | None:
-        """Whose engine runs it."""
+        """The worker whose engine runs it."""
         return self._run.worker if self._run is not None else None
 
     @property
@@ -58,7 +58,7 @@ class Runner:
         run = self._run
         if run is None:
             return None
-        # What waits for the network or the disk is looked at when that has answered.
+        # A delta that waits for the network or the disk is looked at when that has answered.
         waits = self._outbox.congested or run.ticket.mark == "asked"
         at = None if waits else run.stream.due_at
         return run.ticket.deadline if at is None else min(at, run.ticket.deadline)
@@ -66,7 +66,7 @@ class Runner:
     def start(self, ticket: Ticket, worker: Worker, now: float) -> None:
         """Hand a request to an engine, which must be free."""
         ticket.state, ticket.model = "running", worker.load.model
-        # Nobody is told more often than a delta is due.
+        # The engine need not tell of tokens more often than a delta is due.
         gather_s = self.delta_interval_s
         job = self._conversations.job(ticket)
         job = replace(job, budget_s=ticket.deadline - now, gather_s=gather_s)
@@ -80,7 +80,7 @@ class Runner:
         worker.submit(job)
         length = sum(len(turn.content) for turn in (*job.turns, *(job.history or ())))
         if ticket.streams and not job.images and length <= worker.prefill_slice:
-            # So short that its first token is near: its mark goes into the commit of the request.
+            # The first token of so short a prompt is near: mark it in the request's own commit.
             self._records.mark(ticket)
 
     def engine_said(self, event: Event, now: float) -> None:
@@ -109,7 +109,7 @@ class Runner:
                 pass
 
     def engine_lost(self, why: str, now: float) -> Ticket | None:
-        """The engine is gone: the ticket if it is to run again, for nothing of it was published."""
+        """The engine is gone: the ticket, if nothing of it was published and it is to run again."""
         run, self._run = self._run, None
         if run is None:
             return None
@@ -143,7 +143,7 @@ class Runner:
             self._run.stream.mute()
 
     def mark_failed(self, number: int) -> None:
-        """Without its mark on the disk no delta of it may be published."""
+        """Stop its stream: without its mark on the disk no delta of it may be published."""
         if self._run is not None and self._run.ticket.number == number:
             self._run.stream.stop()
 
@@ -195,7 +195,7 @@ class Runner:
     def _end_stream(self, run: Run, now: float) -> None:
         self._publish_delta(run, now, last=True)
         if run.ticket.mark == "asked" and (delta := run.stream.due(now, last=True)):
-            # What it waits for is not on the disk yet: it goes out with the outcome.
+            # Its mark is not on the disk yet: the last delta goes out with the outcome.
             run.ticket.last_delta = delta
             run.stream.sent(now)
         run.stream.end()

@@ -1,4 +1,4 @@
-"""The job the engine works on: what it has said of it so far, and the result that makes."""
+"""The job the engine works on: what the engine has said of it, and the result this makes."""
 
 from __future__ import annotations
 

@@ -134,9 +134,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _explained(error: RuntimeError, folder: Path) -> Exception:
-    """What a person can do something about, if the folder shows it; else the runtime's own error.
+    """A fault of the folder that a person can mend, if there is one; else the runtime's own error.
 
-    Looked for only now, so that a sound model starts without being searched for faults.
+    It is looked for only now, so that a sound model starts without being searched for faults.
     """
     try:
         fault = next(soundness.faults(folder), None)
@@ -215,7 +215,7 @@ def _warm_up(model: Any, tokenizer: Any, config: dict[str, Any]) -> _Warm:
 def _rehearse(model: Any, tokenizer: Any, context: int) -> None:
     """Have the GPU load the kernels that jobs will need, or the first would wait a second for them.
 
-    Which they are goes by how long the prompt, its slices and the cache are.
+    Which ones are needed depends on how long the prompt, its slices and the cache are.
     """
     word = tokenizer.encode("Hello")[:1]
     for prompt, answer, cache in _REHEARSED:
@@ -241,7 +241,7 @@ def _kv_bytes(generator: Any, decoder: dict[str, Any]) -> int:
         name = decoder["inputs"]["past_key_names"].replace("%d", "0")
         width = generator.get_input(name).dtype.itemsize
     except (KeyError, RuntimeError):
-        # A model whose cache has another form: as for float32, the larger.
+        # A cache of another form: it is reckoned as float32, the larger.
         pass
     heads = decoder["num_hidden_layers"] * decoder["num_key_value_heads"]
     return int(heads * decoder["head_size"] * 2 * width)

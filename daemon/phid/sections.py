@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Three heartbeats of it are still an expiry of MQTT 5, and the system can wait for it.
+# Three times this still fits an expiry of MQTT 5, and the system can wait for so long.
 _MAX_S = 1e9
 Seconds = Annotated[float, Field(gt=0, le=_MAX_S, allow_inf_nan=False)]
 SecondsFrom0 = Annotated[float, Field(ge=0, le=_MAX_S, allow_inf_nan=False)]

@@ -16,7 +16,7 @@ SMALL_ANSWER = tuple(bytes([byte]) for byte in bytes.fromhex("da3e44a2997d0216")
 """The small model's answer on the CPU, to prover.PROMPT; scripts/make-small-model prints it."""
 
 _LEAST_PCT = 50.0
-# So many tokens must be the CPU's before another text is taken for the same one in other roundings.
+# A text that is the CPU's for so many tokens counts as the same text in other roundings.
 _NEAR_TOKENS = 4
 
 
@@ -61,8 +61,8 @@ def usable(
 ) -> tuple[str, ...]:
     """The providers that run the small model here, the CPU last; `look` may know of no trial.
 
-    For whoever asks which model to have: no check with a real one comes after this, so that the
-    small one must have run there for as much of its time as a real one, and with the CPU's text.
+    It helps to choose a model, and no check with a real one follows: so the small one must meet a
+    check's bars, with as much of its time on the provider as a real one, and the CPU's text.
     """
     names = []
     for name in _in_order(wanted, windows=windows):

@@ -14,14 +14,14 @@ import psutil
 from phid.thermal import Heat
 
 _SYS = Path("/sys")
-# What the kernel calls the thermometers of a CPU or SoC: PCs, then boards, a Jetson's and an
-# RK3588's at last. A GPU counts where it is a zone of the SoC; a card has a driver's name.
+# What the kernel calls the thermometers of a CPU or SoC: of PCs, of boards, and last of a Jetson
+# and an RK3588. A GPU counts where it is a zone of the SoC; a card's has its driver's name.
 _OF_A_PROCESSOR = re.compile(
     r"coretemp|k8temp|k10temp|zenpower\d?|via-cputemp|x86-pkg-temp"
     r"|[bm]?cpu.*|soc.*|scpi-sensors"
     r"|(tj|gpu|cv|npu|center|bigcore|littlecore)\d*-therm.*"
 )
-# Raspberry Pi OS has had none since March 2025 (kernel 6.12); before, a Pi 5's was below
+# Raspberry Pi OS has not had this file since March 2025 (kernel 6.12); before, a Pi 5's was below
 # soc@107c000000, others' below soc.
 _THROTTLED = (
     "devices/platform/soc*/soc*:firmware/get_throttled",
@@ -84,6 +84,6 @@ def _firmware(root: Path) -> tuple[Path, int]:
             return path, 0xF  # what has happened since boot is in bits 16-19
     for name in root.glob(_NAMES):
         if name.read_text().strip() == "rpi_volt":
-            # Of a lack of power alone: no file of the newer kernels tells of heat.
+            # It tells of a lack of power alone: no file of the newer kernels tells of heat.
             return name.with_name("in0_lcrit_alarm"), 1
     raise FileNotFoundError("no firmware of a Raspberry Pi speaks here")

@@ -156,7 +156,7 @@ class Service:
                 self._farewell()
         finally:
             self._reception.close()
-            if self._ended:  # else it is a fault, of which the will is to tell
+            if self._ended:  # else it is a fault, and the will is to tell of it
                 self._session.stop()
             self._crew.stop()
             self._notebook.stop()
@@ -231,7 +231,7 @@ class Service:
                 self._signalled(name, now)
             case Subscribed():
                 self._lookout.subscribed(mail)
-            case ThreadDied(name, fault):  # who waits for it would wait for ever
+            case ThreadDied(name, fault):  # what waits for that thread would wait for ever
                 raise RuntimeError(f"the {name} thread died of {fault}")
 
     def _tick(self, now: float) -> None:
@@ -241,7 +241,7 @@ class Service:
         self._bulletin.unkept = self._records.failing
         self._thermal.tick(now, self._settings.health.pause_above_c)
         self._bulletin.heat, self._desk.cooling = self._thermal.reason, self._thermal.waits
-        # Before the crew, which else would give to a default the room made for who waits.
+        # Before the crew, which could give a default model the room made for a request that waits.
         self._desk.dispatch(now)
         self._crew.tick(now, quiet=self._desk.idle)
         self._watchdog.tick(now)
@@ -299,7 +299,7 @@ class Service:
 
     def _connected(self, connected: Connected, now: float) -> None:
         self._bulletin.session = connected.session
-        # Without our own status we cannot see a rival, which is no reason to be degraded.
+        # Without our own status topic we only cannot see a rival: no reason to be degraded.
         ours = set(self._topics.filters)
         self._bulletin.refused_filters = tuple(f for f in connected.refused if f in ours)
         self._connections += 1
@@ -349,9 +349,9 @@ class Service:
             except Refused as refused:
                 _log.error("reload_failed", reason=refused.failure.message)
             return
-        if self._operations.exit_status == RESTART_STATUS:  # it is an end now
+        if self._operations.exit_status == RESTART_STATUS:  # now it is to end for good
             self._operations.exit_status = 0
-        elif self._operations.stop_by is not None:  # the second one means it
+        elif self._operations.stop_by is not None:  # a second signal: end at once
             self._operations.stop_by = now
             return
         self._operations.stop(now)
@@ -361,7 +361,7 @@ class Service:
     def _farewell(self) -> None:
         """Answer what is still open, say goodbye, and see both acknowledged.
 
-        What comes now is not decided on: not acknowledged, it waits for the next start.
+        Messages that come now are not decided on or acknowledged: they wait for the next start.
         """
         now = time.monotonic()
         self._desk.leave(now)

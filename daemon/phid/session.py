@@ -39,10 +39,11 @@ _log = log.get("session")
 class Session:
     """Keeps one connection to the broker, for as long as it takes.
 
-    `post` gets every BrokerEvent and `receive` every Inbound, both on a thread of its own, and
-    `post` also what becomes of a message that its publisher wrote itself, on that thread: `post`
-    must not wait. A message is acknowledged to the broker when `receive` returns, or when the
-    decision that it returns says so. `process` is the first part of every connection's name.
+    `post` gets every BrokerEvent and `receive` every Inbound, both on a thread of its own. A
+    publisher that writes its message itself also calls `post`, on its own thread, with what became
+    of it: `post` must not wait. A message is acknowledged to the broker when `receive` returns, or
+    when the decision that it returns says so. `process` is the first part of every connection's
+    name.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Session:
             self._stopping.wait(pause)
 
     def _hold(self, connection: Connection) -> Ended:
-        """How it ended; by a fault of ours, too: the next may be spared it."""
+        """How the connection ended; by a fault of ours, too: the next may be spared that."""
         try:
             return connection.run(self._stopping)
         except Exception as error:  # noqa: BLE001 - whichever it is
@@ -121,8 +122,8 @@ class Protocols:
 
     A broker that then takes 3.1.1 is remembered in a file, and MQTT 5 tried again by the first
     connect after a day; one that takes neither has other troubles, and MQTT 5 goes on. One that
-    has spoken MQTT 5 before has most likely only been down behind a proxy, which closes just the
-    same: it takes thirty times, for to fall back there would silence who relies on properties.
+    has spoken MQTT 5 before is most likely only down behind a proxy, which closes just the same:
+    it has thirty tries, for falling back would silence requesters that rely on properties.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class Protocols:
                 self._fell_back_at = None
         elif end is End.NO_SUCH_PROTOCOL:
             self._strikes += 1
-            # One who is known to speak 3.1.1 need not refuse MQTT 5 three times again.
+            # A broker that is known to speak 3.1.1 need not refuse MQTT 5 three times again.
             tries = _TRIES_BEFORE_FALLBACK if self._spoke_5_at is None else _TRIES_IF_KNOWN
             if self._strikes >= tries or self._fell_back_at is not None:
                 self._strikes = 0
@@ -177,7 +178,7 @@ class Protocols:
 
     @property
     def _remembered(self) -> bool:
-        # A clock that was set back must not keep us there for ever.
+        # A clock that was set back must not keep us at 3.1.1 for ever.
         at = self._fell_back_at
         return at is not None and 0 <= self._now() - at < _TRY_5_AGAIN_S
 

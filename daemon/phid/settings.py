@@ -189,7 +189,7 @@ def _texts(options: dict[str, str | int | bool]) -> tuple[tuple[str, str], ...]:
 
 
 def default_models_dir() -> Path:
-    """The service's state directory where it may be written, else the user's cache."""
+    """Below the service's state directory where there is one, else in the user's cache."""
     if state := os.environ.get("STATE_DIRECTORY"):  # systemd's StateDirectory=
         return Path(state.split(":")[0]) / "models"
     if cache := os.environ.get("XDG_CACHE_HOME"):
@@ -213,7 +213,7 @@ def load(path: Path | None = None) -> Settings:
     named must be. Raises SettingsError with a line for each mistake.
     """
     content = read_file(path)
-    # Such names are switches of the library's constructor.
+    # Names with a leading underscore are switches of the library's constructor.
     mistakes = [f"{name} is no setting" for name in content if name.startswith("_")]
     mistakes += _unknown_environment()
     try:
@@ -228,7 +228,7 @@ def load(path: Path | None = None) -> Settings:
 
 
 def load_again(path: Path | None = None) -> Settings:
-    """The settings for one who has some: as `load`, but what may be half written is refused."""
+    """The settings for a reload: as `load`, but a file that may be half written is refused."""
     file = source(path)
     with contextlib.suppress(OSError):
         if file.stat().st_size == 0:

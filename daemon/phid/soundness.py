@@ -13,8 +13,8 @@ from phid.graphs import NotOnnx
 CONFIG = "genai_config.json"
 _LFS = b"version https://git-lfs"
 _TOKENIZER = "tokenizer.json"
-# A model's vocabulary is rounded up, by a few hundred at most; a tokenizer that names less than so
-# much of it belongs to another model.
+# A model's vocabulary is rounded up, by a few hundred at most; a tokenizer that names a smaller
+# share of it belongs to another model.
 _LEAST_NAMED = 0.9
 
 
@@ -33,7 +33,7 @@ def config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         hint = _below(folder)
         raise NoModel(f"there is no {CONFIG} in {folder}: {hint}") from None
-    except PermissionError:  # the model may be whole, for who may look
+    except PermissionError:  # the model may be whole: this user may not look
         raise
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
         says = f"{path} cannot be read ({type(error).__name__}: {error})"
@@ -43,7 +43,7 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def _below(folder: Path) -> str:
-    """Where the model may be, for whoever named a folder above or beside it."""
+    """Where the model may be, if the folder that was named is above it."""
     if not folder.is_dir():
         return "there is no such folder"
     found = sorted(folder.glob(f"*/{CONFIG}")) + sorted(folder.glob(f"*/*/{CONFIG}"))
@@ -132,9 +132,9 @@ def misfit(tokens: int, vocabulary: Any) -> str:
 
 
 def _numbers(tokenizer: dict[str, Any]) -> tuple[int, int]:
-    """The greatest token, and how many there are; 0 where the form is not known."""
+    """The greatest token, and how many there are; -1 and 0 where the form is not known."""
     words = (tokenizer.get("model") or {}).get("vocab") or {}
-    # A unigram vocabulary is a list, and a token's number its place.
+    # A unigram vocabulary is a list: a token's number is its place there.
     tokens = set(words.values()) if isinstance(words, dict) else set(range(len(words)))
     tokens |= {added["id"] for added in tokenizer.get("added_tokens") or ()}
     return max(tokens, default=-1), len(tokens)

@@ -73,10 +73,10 @@ def flush(path: Path) -> None:
 
 
 def set_aside(path: Path, suffixes: Sequence[str] = ()) -> Path:
-    """Keep a file that cannot be used for whoever wants to look into it: where it is from now on.
+    """Move a file that cannot be used aside, for whoever wants to look into it: its new path.
 
-    With it those that have one of these suffixes to its name. Of those set aside before it only the
-    last is kept, too: a disk that fails must not be filled with them.
+    Files of its name with one of the `suffixes` go with it. Of those set aside before only the last
+    is kept: a disk that fails must not be filled with them.
     """
     found = path.parent.glob(f"{path.name}.[0-9]*.bad")
     before = sorted(found, key=lambda bad: (len(bad.name), bad.name))  # by their times

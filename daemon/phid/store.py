@@ -21,7 +21,7 @@ Progress = Callable[[str, float | None], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RECORDS = ".known"
 _OLD = ".old"
-# What stays free on a disk: one that is full stops more than a pull.
+# Kept free on a disk: a full one stops more than a pull.
 RESERVE_BYTES = 64 << 20
 
 
@@ -110,7 +110,7 @@ def changing(models_dir: Path, name: str, progress: Progress) -> Iterator[None]:
 
 
 def put_back(models_dir: Path) -> None:
-    """Have every model in its place that a change was to replace when its process was ended.
+    """Put back every model that was moved aside by a change whose process was then killed.
 
     One that another process works on, or that this user may not change, stays where it is.
     """
@@ -151,7 +151,7 @@ def cannot_write(models_dir: Path, error: OSError) -> str:
 
 
 def cannot_read(where: Path, error: OSError) -> str:
-    """Why a file or folder, in `where` if it has no name, could not be read; what mends it."""
+    """Why a file or folder (`where`, if the error names none) could not be read; what mends it."""
     mend = "check the disk it is on"
     if isinstance(error, PermissionError):
         mend = "give this user the right to, or use sudo"
@@ -178,7 +178,7 @@ def publish(work: Path, folder: Path, made: Manifest) -> None:
     shutil.rmtree(old, ignore_errors=True)  # a killed run left it
     statefile.flush(work)
     if folder.exists():
-        folder.rename(old)  # who is ended here leaves the rest to put_back
+        folder.rename(old)  # a process killed here leaves the rest to put_back
     work.rename(folder)
     statefile.flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -198,11 +198,11 @@ def copy_in(
     link: bool = False,
     replace: bool = False,
 ) -> tuple[Path, Manifest]:
-    """Copy a model's folder into the store, or hard-link its files: where it is now.
+    """Copy a model's folder into the store, or hard-link its files: its new place and manifest.
 
-    With `replace` it takes the place of one of that name, which is there until it is whole; one
-    that has the same bytes is kept. Raises StoreError where it is no whole model, or the name is
-    taken or none.
+    With `replace` it takes the place of one of that name, which stays until the copy is whole; one
+    with the same bytes is kept. Raises StoreError where the source is no whole model, or the name
+    is taken or cannot be one.
     """
     if not is_name(name):
         raise StoreError(f"{name!r} cannot be a model's name: give one of letters with --name")
@@ -335,7 +335,7 @@ def verify(model: StoredModel, progress: Progress) -> tuple[Manifest | None, lis
 
 
 def remove(models_dir: Path, name: str, progress: Progress, *, forget: bool) -> int:
-    """Remove a model, and what an interrupted pull of it has left: the bytes that are free now.
+    """Remove a model, and what an interrupted pull of it has left: the bytes that this frees.
 
     What was recorded of its files is kept, so that another pull gets the same ones; `forget`
     drops that too. Raises StoreError.
@@ -362,5 +362,5 @@ def remove(models_dir: Path, name: str, progress: Progress, *, forget: bool) -> 
 
 
 def record_path(models_dir: Path, name: str) -> Path:
-    """Where it is kept what the first pull of a model brought."""
+    """Where the record of what a model's first pull brought is kept."""
     return models_dir / _RECORDS / f"{name}.json"

@@ -61,9 +61,9 @@ CREATE TABLE IF NOT EXISTS conversations (
     ts REAL NOT NULL, PRIMARY KEY (client, session)
 )
 """
-"""All tables, statement after statement; a file of before one was added is given it."""
+"""All tables, a statement each; an older file is given those that it lacks."""
 
-# Of parts that no open request asks for; settings allow a wait of an hour.
+# How long parts are kept that no open request asks for.
 _PARTS_KEPT_S = 3600.0
 _NO_REQUEST = """NOT EXISTS (
     SELECT 1 FROM requests
@@ -74,7 +74,7 @@ _DROP_STRAY_PARTS = f"DELETE FROM pictures WHERE ts < ? AND {_NO_REQUEST}"  # no
 _DROP_PARTS = f"DELETE FROM pictures WHERE client = ? AND id = ? AND n >= 0 AND {_NO_REQUEST}"  # noqa: S608
 
 
-# Those whose request's number is another by damage: the next one of theirs is somebody else's.
+# Rows without a request, whose number was damaged: a later request may get their number.
 _DROP_STRAYS = tuple(
     f"DELETE FROM {table} WHERE number NOT IN (SELECT number FROM requests)"  # noqa: S608 - no input
     for table in ("payloads", "addresses")
@@ -87,7 +87,7 @@ _DROP_PICTURES = """DELETE FROM pictures
     )
 """
 
-# A time that is no number any more stays so: no other is to wait for it.
+# OR IGNORE: a damaged time, which is no number any more, must not keep the others from moving.
 _STEP = """
 UPDATE OR IGNORE requests SET accepted_ts = accepted_ts + :by_s, deadline_ts = deadline_ts + :by_s,
     ended_ts = ended_ts + :by_s
@@ -104,7 +104,7 @@ def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901, PL
                 "INSERT INTO addresses VALUES (?, ?, ?)",
                 (number, address.topic, address.correlation),
             )
-            # One that was over and told before a journal opened late is owed to this one, too.
+            # An outcome that was told before a journal opened late is owed to this address, too.
             database.execute("UPDATE requests SET told = 0 WHERE number = ?", (number,))
         case PartKept(client, request_id, n, data, ts):
             _keep(database, client, request_id, n, ts, data)
@@ -164,7 +164,7 @@ def _accept(database: sqlite3.Connection, entry: Accepted) -> None:
 
 
 def _keep_conversation(database: sqlite3.Connection, kept: ConversationKept) -> None:
-    """One that had to wait for the disk takes nothing back that was said after it."""
+    """Keep it, unless a newer one is there: this one may have had to wait for the disk."""
     turns = json.dumps([[turn.role, turn.content] for turn in kept.turns], ensure_ascii=False)
     database.execute(
         "INSERT INTO conversations VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
@@ -175,7 +175,7 @@ def _keep_conversation(database: sqlite3.Connection, kept: ConversationKept) -> 
 
 
 def _user_properties(text: str | None) -> tuple[tuple[str, str], ...] | None:
-    """None where they cannot be read any more."""
+    """The user properties; None where they cannot be read any more."""
     try:
         return tuple((str(n), str(v)) for n, v in json.loads(text)["user"]) if text else ()
     except (ValueError, LookupError, TypeError):
@@ -191,9 +191,9 @@ def _keep(
 
 
 def _drop_payload(database: sqlite3.Connection, number: int) -> None:
-    """Nobody needs what it asked any more, only what came of it.
+    """Drop what a request asked: only what came of it is needed from now on.
 
-    After its end, pictures under its id are another's.
+    If it has ended already, pictures under its id are another's, and stay.
     """
     database.execute("DELETE FROM payloads WHERE number = ?", (number,))
     database.execute(_DROP_PICTURES, {"n": number})
@@ -231,7 +231,7 @@ def read(database: sqlite3.Connection) -> Left:
 
 
 def _conversations(database: sqlite3.Connection) -> list[ConversationKept]:
-    """Those that can be read. Nothing is owed to anybody for the others: they are dropped."""
+    """The conversations that can be read; the others are owed to nobody, and dropped."""
     sound, damaged = [], []
     for row, *columns in database.execute("SELECT rowid, * FROM conversations").fetchall():
         kept = _conversation(*columns)
@@ -308,12 +308,12 @@ def _row(
 
 
 def _ts(value: object) -> float:
-    """NaN where it is no time any more, or there is none; SQLite keeps NaN as NULL."""
+    """The time; NaN where it is none (any more). SQLite keeps NaN as NULL."""
     return value if isinstance(value, float) else math.nan
 
 
 def _text(data: bytes) -> str | bytes:
-    """Bytes where it is no text any more, which SQLite itself does not mind."""
+    """The text; the bytes where they are none any more, which SQLite itself does not check."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -25,8 +25,8 @@ class Setup:
     `options` are the runtime's search options; `room` is how many tokens the answer may have;
     `decode` gives a token's bytes, None for an end. The first call takes `first_call` tokens of the
     prompt at least, the others `slice_tokens`. `warm` is a Generator and how many of the prompt's
-    tokens it has read; `kept` is what keeps ours for the next job. `grammar` is what `schema`
-    comes to.
+    tokens it has read; `kept` takes this job's for the next. `grammar` is `schema` as the runtime
+    takes it.
     """
 
     options: dict[str, Any]
@@ -100,16 +100,16 @@ class TextRuntime:
         decoding_bytes: int = 0,
         kept: prefix.Prefix | None = None,
     ) -> Setup:
-        """How the job is run: on from what is `kept`, if that is of use, and kept itself.
+        """How the job is run: on from the cache in `kept`, if of use; its own is kept after it.
 
-        Raises Refused (no_memory) where its cache with the views of its images would not fit, or
-        what decoding them takes before; and where the runtime does not take its schema.
+        Raises Refused (no_memory) where there is no room for its cache and the views of its images,
+        or for decoding them before; Refused, too, where the runtime does not take its schema.
         """
         end, first = self.facts.context, 0
         if (line := self._line) is not None:
             end, first = line.end(len(prompt), end), line.first_call(len(prompt))
         if first and job.history:
-            # Beyond the line there is no cache to go on from: each turn would be read anew, whole.
+            # Beyond the line no cache is reused: each turn would read the whole conversation anew.
             raise Refused(Code.TOO_LARGE, "the conversation passes the model's short context")
         options = _search_options(job.sampling, len(prompt), end)
         schema, warm = job.sampling.schema, None
@@ -141,7 +141,7 @@ class TextRuntime:
         )
 
     def _roomy(self, needed: int, end: int, *, grows: bool) -> int:
-        """How long to make the cache of a job that needs so much, where memory allows more."""
+        """How long to make a job's cache: longer than it needs, where memory allows that."""
         for much in (grows, False):
             more = prefix.length(needed, end, grows=much)
             try:
@@ -197,8 +197,8 @@ class TextRuntime:
         return self._markers(self._encode(tuple(Turn(role, "x") for role in roles)))
 
     def _native_decoder(self) -> Callable[[int], bytes]:
-        # Used only where the vocabulary is of an unknown form: it swallows the characters after
-        # bytes that are none, and can hold back a whole one.
+        # Used only where the vocabulary is of an unknown form: it swallows characters that follow
+        # invalid bytes, and can hold back a whole one.
         stream = self._tokenizer.create_stream()
         return lambda token: stream.decode(token).encode()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 ANON = "anon"
 RESERVED_DEVICES = frozenset({"all", "pool", "client"})
 
-# Levels travel through ACLs, file names and metrics labels: nothing that any of them quotes.
+# Levels go into ACLs, file names and metrics labels: only characters that none of them quotes.
 _LEVEL = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _NUMBER = re.compile(r"[0-9]{1,3}\Z")
 # AWS IoT refuses topics of more than seven slashes.

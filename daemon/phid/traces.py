@@ -57,7 +57,7 @@ def total(profiles: Iterable[Mapping[str, int]]) -> Counter[str]:
 def shares(times: Mapping[str, int]) -> dict[str, float]:
     """Percent of the time by provider, largest first, to a tenth; they sum to 100.0 exactly.
 
-    Nothing for no time at all.
+    Empty where there is no time at all.
     """
     whole = sum(times.values())
     if whole <= 0:

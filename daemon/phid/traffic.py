@@ -46,7 +46,7 @@ class Will:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Which broker, as whom, and what to hear of it.
+    """Which broker to connect to, as whom, and which topics to hear.
 
     `keep_session` has the broker keep messages for us while we are away; `will` makes the will of
     each connection from its name.
@@ -69,7 +69,7 @@ class Endpoint:
 class Inbound:
     """A message from the broker, with the MQTT 5 properties that mean something to us.
 
-    `fault`: why these cannot be read, or not all of them.
+    `fault` says why the properties cannot be read, or not all of them.
     """
 
     topic: str
@@ -87,9 +87,9 @@ class Inbound:
 class Decision(threading.Event):
     """Set when the owner has decided on a message, and the next may be read.
 
-    It is acknowledged to the broker then, unless an answer to it is `owed`: one that waits for its
-    place among the publications in flight. A link that breaks first brings the message again.
-    `awaited` is False for one of QoS 0, which is not acknowledged at all.
+    The message is acknowledged to the broker then, unless an answer to it is `owed`: one that waits
+    for its place among the publications in flight. If the link breaks first, the broker sends the
+    message again. `awaited` is False for one of QoS 0, which is not acknowledged at all.
     """
 
     def __init__(self, *, awaited: bool = True) -> None:
@@ -123,7 +123,7 @@ class Link(typing.Protocol):
         """The message id that a later Sent names; does not wait for the network."""
 
     def subscribe(self, filters: Sequence[str]) -> int:
-        """Hear these too, at QoS 0, nothing retained: the id that a later Subscribed names."""
+        """Hear these too, at QoS 0, without retained ones: the id that a later Subscribed names."""
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Hear these no more; nobody waits for the broker's word on it."""
@@ -150,7 +150,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """There is no connection: why, and when the next attempt is made. Also after a failed one.
+    """There is no connection, or an attempt has failed: why, and when the next one is made.
 
     `refused`: the broker does not let us in as who we say we are.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from phid.generation import Stream
 
-# Of what native code says; its errors come with the stack of their templates.
+# Most characters kept of a native error, which comes with the stack of its templates.
 _WORDS = 1000
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     """Run one trial on the connection this process was started with; it ends in here."""
     os.dup2(2, 1)
     faulthandler.enable()
-    # As for an engine: when memory runs out, this is what goes.
+    # As for an engine: when memory runs out, the kernel kills this process first.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900", encoding="ascii")
     connection = channel.inherited()
@@ -83,7 +83,7 @@ def main() -> None:
             evidence = Evidence(says=refused.failure.message)
         except Exception as error:  # noqa: BLE001 - the prover is told, whatever it was
             evidence = Evidence(says=str(error).strip()[:_WORDS] or type(error).__name__)
-        # The sessions go now, and write their profiles.
+        # Frees the sessions now, which write their profiles.
         gc.collect()
         connection.send(Tried(evidence))
     sys.stderr.flush()

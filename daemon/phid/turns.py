@@ -8,16 +8,16 @@ from phid.errors import Failure, Refused
 from phid.ledger import Ticket
 from phid.worker import Worker
 
-# So long those for loaded models go before one whose model would take their model's place: a
-# device that holds one model at a time would else load more than it answers.
+# For so long requests for loaded models go before one whose model would take their model's place:
+# else a device that holds one model at a time would load more than it answers.
 _PATIENCE_S = 10.0
 
 
 def next_turn(backlog: Backlog, crew: Crew, now: float) -> tuple[Ticket, Worker | Failure] | None:
     """The request to start and the free worker for it, or the reason why it cannot be answered.
 
-    None while there is none, or its model is on its way. Asks for the model of the first
-    that has to wait for one; those behind it whose model is there do not wait for that.
+    None while there is none, or its model is on its way. Asks for the model of the first request
+    that lacks one; requests behind it whose models are loaded do not wait for that.
     """
     missing: tuple[Ticket, str] | None = None
     runnable: tuple[Ticket, str] | None = None
@@ -32,7 +32,7 @@ def next_turn(backlog: Backlog, crew: Crew, now: float) -> tuple[Ticket, Worker 
         if missing is None and not crew.is_loaded(name):
             missing = ticket, name
             if not any(worker.free for worker in crew.workers):
-                break  # nor is there one for those behind it
+                break  # no engine is free for those behind it either
     if missing is not None and not _goes_first(runnable, missing, crew, now):
         try:
             crew.want(missing[1], now)
@@ -40,7 +40,7 @@ def next_turn(backlog: Backlog, crew: Crew, now: float) -> tuple[Ticket, Worker 
             return missing[0], refused.failure
     if runnable is None:
         return None
-    worker = crew.ready(runnable[1])  # unless it has just made room
+    worker = crew.ready(runnable[1])  # None if it has just made room
     return (runnable[0], worker) if worker is not None else None
 
 

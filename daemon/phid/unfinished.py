@@ -40,7 +40,7 @@ class Digest:
             self.take(piece)
 
     def faults(self, sha256: tuple[str | None, ...], blob: str | None) -> str:
-        """What is not as it should be, in words; "" if all is. None is not known."""
+        """Which hash is wrong, in words; "" if none is. A hash that is None is not known."""
         found = self.sha256.hexdigest(), self._blob.hexdigest()
         for wanted, is_ in (*((one, found[0]) for one in sha256), (blob, found[1])):
             if wanted is not None and wanted != is_:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from phid.rope import Line
 
 
-# What a view's pixels take before the graph sees them, and a pixel that is written as a PNG.
+# Bytes of a view's pixels before the graph sees them, and of a pixel while written as a PNG.
 _CUT_BYTES = 3 * images.CROP_SIDE**2 * 4
 _AS_PNG_BYTES = 13
 
@@ -77,10 +77,10 @@ class VisionRuntime(TextRuntime):
 
 
 class Eye:
-    """Makes of picture files what one model's vision graph takes, found out by showing it a frame.
+    """Turns picture files into what one model's vision graph takes, which a first frame finds out.
 
-    `views` is how many views of each picture the graph insists on, 0 where it takes what there
-    are. With `stock` the runtime's own processor does it: always up to 16 crops, 17 views.
+    `views` is how many views of each picture the graph insists on, 0 where it takes any number.
+    With `stock` the runtime's own processor does it: always up to 16 crops, 17 views.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, stock: bool) -> None:
@@ -116,13 +116,13 @@ class Eye:
         return frames.stack(pictures, self.dtype, self.views)
 
     def _look_stock(self, files: Sequence[bytes]) -> frames.Batch:
-        # Given a type it does not know, its decoder ends the process; given half a JPEG, it never
-        # returns. So it gets what has been decoded already.
+        # The processor's decoder ends the process at a type it does not know, and never returns
+        # from half a JPEG. So it gets what has been decoded already.
         sound = [frames.as_png(frames.decode(data)) for data in files]
         shown = "".join(f"<|image_{number}|>\n" for number in range(1, len(files) + 1))
         inputs = self._processor(shown, images=og.Images.open_bytes(*sound))
-        # Copies, for what these arrays show belongs to the runtime's tensors; by way of Python's
-        # integers, for NumPy's `long long` is 64 bits too and yet not taken back.
+        # Copies, for these arrays show memory of the runtime's tensors; by way of Python's
+        # integers, for the runtime does not take back NumPy's `long long`, 64 bits though it is.
         sizes = np.array(inputs["image_sizes"].as_numpy().tolist(), np.int64)
         tokens = np.array(inputs["num_image_tokens"].as_numpy().tolist(), np.int64)
         pixels = np.array(inputs["pixel_values"].as_numpy())

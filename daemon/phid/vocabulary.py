@@ -18,8 +18,8 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 class Vocabulary:
     """What a tokenizer's own file says about its tokens.
 
-    `markers` are the literals in a text that become a single added token, with its id; those no
-    text can be kept from containing (white space, single characters) are left out. `pieces` has
+    `markers` are the literals in a text that become a single added token, with its id; those that
+    any text may contain (white space, single characters) are left out. `pieces` has
     the bytes each id adds to a text, None where the file's decoder is of a kind not known here.
     `strips_first_space` says that a text's first space belongs to the encoding, not to the text.
     """
@@ -29,9 +29,9 @@ class Vocabulary:
     strips_first_space: bool = False
 
     def of_size(self, tokens: int) -> Vocabulary:
-        """With nothing for the ids up to `tokens` that have no piece: a model can have more.
+        """Filled up to `tokens` ids with empty pieces: a model can have more than its tokenizer.
 
-        Phi-3.5's makes 32,064 where its tokenizer names 32,011, for the matrix's sake.
+        Phi-3.5 has 32,064 where its tokenizer names 32,011, for the matrix's sake.
         """
         if self.pieces is None:
             return self
@@ -49,7 +49,7 @@ class Vocabulary:
 
 
 def read(path: Path) -> Vocabulary:
-    """Read a tokenizer.json of the Hugging Face form; one that is missing knows nothing."""
+    """Read a tokenizer.json of the Hugging Face form; nothing is known where it is missing."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -75,7 +75,7 @@ def parse(tokenizer: dict[str, Any]) -> Vocabulary:
         pieces = {number: _sentence_piece(piece) for piece, number in vocabulary.items()}
     else:
         return Vocabulary(markers, None)
-    # A special token is nothing to read; another added one is what it looks like.
+    # A special token adds no text; any other added one adds its own.
     for token in added:
         pieces[token["id"]] = b"" if token["special"] else token["content"].encode()
     size = max(pieces, default=-1) + 1
@@ -94,7 +94,7 @@ def byte_alphabet() -> dict[str, int]:
     return alphabet | {chr(0x100 + n): byte for n, byte in enumerate(hidden)}
 
 
-# Each character's byte as the character of that number: what str.translate and Latin-1 do in C.
+# Each character to the Latin-1 character of its byte: str.translate and Latin-1 run in C.
 _LATIN = {ord(character): byte for character, byte in byte_alphabet().items()}
 
 

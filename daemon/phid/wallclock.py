@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-# 2026-01-01: before there was this program. A Raspberry Pi without a battery starts in 1970.
+# 2026-01-01, when this program did not exist yet. A Raspberry Pi without a battery starts in 1970.
 _FIRST_TS = 1_767_225_600.0
 # The year 10000.
 _LAST_TS = 253_402_300_800.0

@@ -97,7 +97,7 @@ class Watch(BaseModel):
         """The prompt for a frame of this topic; a name in the topic is text, never a marker."""
         found = self._wild_levels(topic)
         named = {"camera": self.camera(topic), "label": found[1] if len(found) > 1 else ""}
-        # An image tag, <|image_1|>, is the operator's to write: a camera's name has no part in one.
+        # Only the operator may write an image tag, <|image_1|>: a camera's name must not make one.
         return _PLACE.sub(lambda m: named[m[1]].replace("|", "/"), self.prompt)
 
     def _wild_levels(self, topic: str) -> list[str]:
@@ -108,7 +108,7 @@ class Watch(BaseModel):
 
 
 def minute_of_day() -> int:
-    """Now, as this machine's clock on the wall shows it: what quiet hours are in."""
+    """The minute of the day, in this machine's local time: quiet hours are in that."""
     now = time.localtime()
     return now.tm_hour * 60 + now.tm_min
 

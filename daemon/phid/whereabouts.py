@@ -66,7 +66,7 @@ class Whereabouts:
         )
 
     def measured(self, facts: EngineFacts) -> None:
-        """An engine has run on it."""
+        """Take note of where an engine has run."""
         self._told |= {
             "actual": facts.provider,
             "placement": facts.placement,

@@ -68,9 +68,9 @@ class Worker:
     """One engine after another for the same model. Owner thread only; never waits.
 
     Where the choice of its provider needs a proof, a prover comes first, in the engine's place.
-    `why` says how the last one ended, `used_at` when one last had something to do; `recycling` why
-    it was ended for another, until that is ready or fails; `loaded_bytes` is what it took when it
-    had loaded. `hang_s` is for `Patience`, `wanted` for `placing`. One that has leaked
+    `why` says how the last one ended, `used_at` when one last got a job or said something;
+    `recycling` why one was replaced, until the next is ready or fails; `loaded_bytes` is what it
+    took when it had loaded. `hang_s` is for `Patience`, `wanted` for `placing`. One that has leaked
     `recycle_bytes` is ended when nobody asks anything; 0: never.
     """
 
@@ -222,7 +222,7 @@ class Worker:
             self.start()
 
     def take(self, said: EngineSaid) -> Event | None:
-        """The event, if it is of the engine that runs now, with the worker's state brought along.
+        """The event, if it is of the engine that runs now; the worker's state follows it.
 
         None for what a dead engine still had to say.
         """
@@ -309,14 +309,15 @@ class Worker:
             return
         self.recycling = f"replaced, for it had leaked {leaked // _MIB} MiB"
         _log.warning("engine_recycled", pid=self._child.pid, leaked_mb=leaked // _MIB)
-        # It is idle: nothing is lost by an end that cannot take long. No job is for it any more.
+        # It is idle: killing it loses nothing and is quick. `pausing`: it gets no more jobs.
         self.state = "pausing"
         self._child.kill()
 
     def _proved(self, proved: Proved) -> LoadFailed | None:
-        """Start the engine where the prover said, which ends by itself; or say that there is none.
+        """Start the engine where the prover said; the prover ends by itself.
 
-        It is as if an engine had said so: whoever waits has waited for nothing.
+        LoadFailed if no provider may run the model, as if an engine had said so: those who wait are
+        told.
         """
         self.placing.proved(proved.selection)
         for report in proved.selection.reports:
