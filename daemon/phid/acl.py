@@ -33,9 +33,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Who is there. A name is the broker's user and the level in the topics at once.
+    """Who is there. Each name is both a user of the broker and a level in the topics.
 
-    `cameras` are pairs of a user and the topic filter that it publishes below. `reads` and
+    `cameras` are pairs of a user and the topic filter that it publishes to. `reads` and
     `writes` are what the devices' settings name beyond that: cameras' topics, and mqtt.reply_allow.
     """
 
@@ -50,7 +50,7 @@ class Fleet:
 
 
 def members(fleet: Fleet) -> tuple[Member, ...]:
-    """Everyone with their rights. Raises ValueError for a name or filter that cannot be one.
+    """Everyone with their rights. Raises ValueError for an invalid name or filter.
 
     A user has one role: else a client named like a device could speak as that device.
     """
@@ -106,7 +106,7 @@ def emqx(everyone: Iterable[Member]) -> str:
 
 
 WRITERS = {"mosquitto": mosquitto, "emqx": emqx}
-"""What writes the rights for which broker."""
+"""The function that writes the rights, by the kind of broker."""
 
 
 def add_parser(
@@ -174,11 +174,11 @@ def _of_device(fleet: Fleet, name: str) -> tuple[Right, ...]:
     seen = dict.fromkeys((*(topic for _, topic in fleet.cameras), *fleet.reads))
     return (
         *_rights("read", mine.filters),
-        # Its own words: `rivals` looks at the status, and `phid doctor` runs as the device.
+        # What it publishes itself: `rivals` reads the status, and `phid doctor` runs as the device.
         *_rights("read", [f"{fleet.base}/{name}/out/#"]),
         *_rights("read", seen),
         *_rights("write", [f"{fleet.base}/{name}/out/#", f"{fleet.base}/client/+/#"]),
-        # The proof that what is sent to it reaches it: see `loopback`.
+        # `loopback` sends a ping to this device itself, to prove that messages reach it.
         *_rights("write", [mine.ctl("ping"), *fleet.writes]),
     )
 

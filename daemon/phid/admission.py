@@ -1,4 +1,4 @@
-"""Who is let in: a request held against what the device can answer, has room for and allows."""
+"""Which requests are let in, by what the device can answer, has room for and allows."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Admission:
 
     @property
     def retry_after_ms(self) -> int:
-        """When it is worth asking again, for one who is refused for lack of room."""
+        """How soon to ask again after a refusal for lack of room (milliseconds)."""
         return self._health.wait_ms(1) or _DEFAULT_RETRY_MS
 
     def check(self, arrived: RequestArrived, now: float) -> None:
@@ -78,9 +78,9 @@ class Admission:
         self._check_rate(self._allowance.wait_ms(arrived.client, now))
 
     def take(self, arrived: RequestArrived, now: float) -> None:
-        """Raises Refused for one that has grown too large; else it counts as its client's."""
+        """Count it against its client's rate. Raises Refused if it is too large or one too many."""
         self._check_size(arrived)
-        # Last: who is refused for another reason has not used up its share.
+        # Last: a request refused for another reason does not count against its client's rate.
         self._check_rate(self._allowance.take(arrived.client, now))
 
     def check_part(self, arrived: PartArrived, now: float) -> None:
@@ -93,7 +93,7 @@ class Admission:
             raise Refused(Code.BUSY, says, retry_after_ms=wait_ms)
 
     def check_room(self, client: str, size_bytes: int) -> None:
-        """Raises Refused (busy) when no more of this client's can wait."""
+        """Raises Refused (busy) when no more requests of this client can wait."""
         held = self._gathering
         self._backlog.check_room(
             client,

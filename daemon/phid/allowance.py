@@ -10,10 +10,10 @@ _MAX_CLIENTS = 1024
 class Allowance:
     """Holds clients to `rate_per_minute`, after `burst` at once; a rate of 0 lets everyone ask.
 
-    The generic cell rate algorithm (ITU-T I.371): a client's number is when it will have earned
-    all that it took, monotonic seconds. Names are the senders' to choose, so there are never more
-    than so many: beyond that, the one that asked longest ago is forgotten and has a burst again.
-    To bind a name to a sender is the broker's part.
+    The generic cell rate algorithm (ITU-T I.371): a client's number is the time (monotonic seconds)
+    at which it will have earned all that it took. Senders choose their names, so at most
+    _MAX_CLIENTS are kept: beyond that, the one that asked longest ago is forgotten, and has a burst
+    again. Binding a name to a sender is the broker's part.
     """
 
     def __init__(self, rate_per_minute: float, burst: int) -> None:
@@ -29,10 +29,10 @@ class Allowance:
         if not self.rate_per_minute:
             return None
         wait_s = self._earns_at(client, now) - now - self.burst * self._pause_s
-        return math.ceil(wait_s * 1000) if wait_s > 1e-6 else None  # sums of fractions are off
+        return math.ceil(wait_s * 1000) if wait_s > 1e-6 else None  # sums of floats are inexact
 
     def take(self, client: str, now: float) -> int | None:
-        """The same, and if it may, it has."""
+        """As `wait_ms`; if the client may ask, this counts as asked."""
         if not self.rate_per_minute:
             self._earned_at.clear()
             return None
@@ -40,7 +40,7 @@ class Allowance:
             return wait_ms
         earned_at = self._earns_at(client, now)
         self._earned_at.pop(client, None)
-        self._earned_at[client] = earned_at  # the last in the order of asking
+        self._earned_at[client] = earned_at  # moved to the end: the dict is in the order of asking
         if len(self._earned_at) > _MAX_CLIENTS:
             del self._earned_at[next(iter(self._earned_at))]
         return None
@@ -50,5 +50,5 @@ class Allowance:
         return 60.0 / self.rate_per_minute
 
     def _earns_at(self, client: str, now: float) -> float:
-        """When it has earned one more than it took."""
+        """When the client will have earned one request more than it took."""
         return max(self._earned_at.get(client, now), now) + self._pause_s

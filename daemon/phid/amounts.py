@@ -1,11 +1,11 @@
-"""Numbers of a command line: what is wrong with one is told in a line, with what is taken."""
+"""Numbers on the command line; the error for a wrong one says what is accepted, in one line."""
 
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
 
 _PORTS = 65_535
-# Of seconds four months: more than anybody waits, and what a clock can still count.
+# As seconds, four months: longer than anybody waits, and a clock can still count it.
 _MOST = 10_000_000
 
 
@@ -47,6 +47,6 @@ def _number(text: str, says: str) -> float:
         found = float(text)
     except ValueError:
         raise ArgumentTypeError(says) from None
-    if not 0 <= found <= _MOST:  # nor what is no number
+    if not 0 <= found <= _MOST:  # NaN fails this, too
         raise ArgumentTypeError(says)
     return found

@@ -51,11 +51,11 @@ class Answers:
         self._outbox.refuse(reply, messages.error_message(request_id, failure), decided)
 
     def again(self, ticket: Ticket, arrived: RequestArrived, decided: Decision, now: float) -> bool:
-        """Answer one who asks the same again. True if that is being written; raises Refused."""
+        """Answer a request that is asked again. True if that is being written; raises Refused."""
         self._health.count("jobs_duplicate")
         reply = arrived.reply
         if not arrived.id_given and reply.topic == self._topics.res(arrived.client, arrived.id):
-            # The id in it was made up just now, and nobody knows it.
+            # That topic has an id made up just now, which nobody knows: use the first one's.
             reply = ReplyAddress(self._topics.res(ticket.client, ticket.id), reply.correlation)
         if ticket.outcome is None or not ticket.published:
             qos, is_new = arrived.inbound.qos, not ticket.answers(reply)
@@ -90,7 +90,7 @@ class Answers:
     ) -> None:
         """End a request: counted as `counter`, told in events as `word`.
 
-        `said` is what its session has become by it.
+        `said` is its session's conversation with this exchange.
         """
         self.ledger.close(ticket, outcome, now)
         self._health.count(counter)
@@ -131,7 +131,7 @@ class Answers:
                 self._publish(ticket)
 
     def join(self, ticket: Ticket, number: int, addresses: tuple[ReplyAddress, ...]) -> None:
-        """Let its outcome be that of a request which an earlier run has written, too."""
+        """Let its outcome also answer the same request in the journal, from an earlier run."""
         self.records.join(ticket, number, addresses)
         if ticket.outcome is not None:  # whoever has it already is sent a duplicate
             ticket.outcome = ticket.outcome.model_copy(update={"duplicate": True})
@@ -140,7 +140,7 @@ class Answers:
             self.records.end(ticket, ticket.outcome)
 
     def recall(self, ticket: Ticket, failure: Failure | None, now: float) -> None:
-        """Know a request of an earlier run that ended, or ends with this failure.
+        """Take over a request of an earlier run that has ended, or ends now with this failure.
 
         Its outcome is published again unless the broker is known to have it.
         """
@@ -175,5 +175,5 @@ class Answers:
         for address in ticket.late_addresses:
             again = outcome.model_copy(update={"duplicate": True})
             self._outbox.answer(address, again, ticket.number)
-        # Who asks from now on is answered at once, and of these the outbox knows.
+        # The outbox has these addresses; whoever asks from now on is answered at once.
         ticket.late_addresses.clear()

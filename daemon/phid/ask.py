@@ -36,7 +36,7 @@ _EXITS = {
 }
 
 _AGAIN_S = 1.0
-# How long after the deadline its answer may take to come.
+# How long the answer may still take to come after the deadline.
 _GRACE_S = 1.5
 _RETRIABLE = frozenset({Code.BUSY, Code.LOADING, Code.PAUSED, Code.DRAINING})
 
@@ -174,7 +174,7 @@ def _held_to(path: Path) -> dict[str, Any]:
 
 
 def _pictures(options: argparse.Namespace) -> list[tuple[str, bytes]]:
-    """The label and the file of each. Raises OSError or ValueError, with what to say."""
+    """The label and the file of each picture. Raises OSError or ValueError, with what to say."""
     pictures = [(path.name, path.read_bytes()) for path in options.image]
     if options.video or options.camera:
         from phid import clips  # noqa: PLC0415 - it brings OpenCV, which only this needs
@@ -191,7 +191,7 @@ def _pictures(options: argparse.Namespace) -> list[tuple[str, bytes]]:
 def ask(settings: Settings, question: Question, out: TextIO, err: TextIO) -> int:
     """Ask, print, and give the exit status. Raises client.Unreachable.
 
-    Interrupted, it cancels the request.
+    Ctrl-C cancels the request.
     """
     topics, name = settings.topics, question.request.client
     assert name is not None
@@ -276,7 +276,7 @@ def _converse(
 def _answer(inbound: Inbound, request: Request) -> messages.Answer | None:
     """What a device says to our request; None for anything else that reached our inbox.
 
-    Of a request that could not be read the device knows no id.
+    A device that could not read our request does not know its id: then the correlation data tell.
     """
     try:
         answer = messages.decode_answer(inbound.payload)
@@ -291,7 +291,7 @@ def _correlation(request: Request) -> bytes:
 
 
 class _Printer:
-    """Prints deltas, and at the end whatever of the text they did not bring."""
+    """Prints deltas, and at the end the text that they did not bring."""
 
     def __init__(self, out: TextIO, *, silent: bool) -> None:
         self._out = out
@@ -300,7 +300,7 @@ class _Printer:
         self._text = ""
 
     def add(self, delta: Delta) -> None:
-        # QoS 0: what comes after a gap cannot be shown before the result tells the whole text.
+        # Deltas come at QoS 0: after a gap, the rest is shown once the result has the whole text.
         if delta.seq == self._next_seq:
             self._next_seq += 1
             self._text += delta.text

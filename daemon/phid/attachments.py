@@ -15,7 +15,7 @@ from phid.jobs import Image
 from phid.requests import Detail, ImageRef, Request
 from phid.sections import Vision
 
-# What a frame in JSON may have beside the picture.
+# How many bytes a frame in JSON may have beside the picture.
 _JSON_BYTES = 65_536
 _CROPS = {"low": 1, "auto": 4, "high": 16}
 
@@ -77,13 +77,13 @@ def of_part(payload: bytes, limits: PictureLimits) -> bytes | Failure:
 
 
 def complete(pictures: tuple[Picture, ...], parts: dict[int, bytes | Failure]) -> tuple[Image, ...]:
-    """The pictures with their parts' bytes put in, all of which have come. Raises Refused."""
+    """The pictures with the bytes of each part put in; all must have come. Raises Refused."""
     filled = (_fill(p, parts[p.n]) if isinstance(p, PartRef) else p for p in pictures)
     return tuple(p for p in filled if isinstance(p, Image))
 
 
 def seen(pictures: tuple[Picture, ...], look: Callable[[TopicRef], Image]) -> tuple[Picture, ...]:
-    """The pictures with what the cameras show put in. Raises Refused where `look` does."""
+    """The pictures with the cameras' frames put in. Raises Refused where `look` does."""
     return tuple(look(p) if isinstance(p, TopicRef) else p for p in pictures)
 
 
@@ -112,15 +112,15 @@ def of_camera(payload: bytes, limits: PictureLimits) -> tuple[Image, float | Non
 
 
 def is_json(payload: bytes) -> bool:
-    """True for what begins with a brace, as no picture does."""
+    """True for a payload that begins with a brace: no picture does."""
     return payload[:16].lstrip().startswith(b"{")
 
 
 def hashes(pictures: tuple[Picture, ...]) -> tuple[str, ...]:
-    """The SHA-256 of each: what a request's digest knows of them.
+    """The SHA-256 of each picture, for the request's digest.
 
-    Of a part it is what the request says, for its bytes may come later; or its number. Of a
-    camera it is the topic: the same question asked again is not another one.
+    A part has the hash that the request gives, for its bytes may come later, or else its number.
+    A camera has its topic: the same question asked again is not a new one.
     """
     return tuple(_hash(picture) for picture in pictures)
 
@@ -182,7 +182,7 @@ def _decode_bytes(ref: ImageRef, n: int, limits: PictureLimits) -> Image:
 
 
 def _without_head(text: str, field: str) -> str:
-    """The base64 in a text, which may be a data URL (RFC 2397): its type is not asked.
+    """The base64 in a text, which may be a data URL (RFC 2397) of any type.
 
     Raises Refused.
     """

@@ -40,7 +40,7 @@ class Backlog:
     ) -> None:
         """Raises Refused (busy) when there is no room for one more of this client's.
 
-        `held` of its requests and `held_bytes` of all count too, that are to come here later.
+        Requests that are to come here later count too: `held` of this client, `held_bytes` of all.
         """
         if len(self._ranked) >= self.limit:
             says = f"the queue is full: {len(self._ranked)} requests are waiting"
@@ -54,7 +54,7 @@ class Backlog:
             raise Refused(Code.BUSY, says, retry_after_ms=retry_after_ms)
 
     def push(self, ticket: Ticket, *, first: bool = False) -> int:
-        """How many are in front of it now. `first`: it had its turn and goes before all."""
+        """Queue it: how many are in front of it. `first`: it had its turn, and goes before all."""
         age = -next(self._count) - 1 if first else next(self._count)
         rank = (-10 if first else -ticket.request.priority, age)
         insort(self._ranked, (rank, ticket), key=lambda entry: entry[0])
@@ -68,7 +68,7 @@ class Backlog:
         return iter([ticket for _, ticket in self._ranked])
 
     def remove(self, ticket: Ticket) -> bool:
-        """True if the ticket was waiting; it does not any more."""
+        """Take the ticket out of the queue. True if it was waiting."""
         rank = self._rank_of.pop(ticket, None)
         if rank is None:
             return False

@@ -1,4 +1,4 @@
-"""How fast this machine reads memory, and how fast it thinks: measured in a process of its own."""
+"""How fast this machine reads memory and computes: measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Unmeasurable(Exception):  # noqa: N818 - it is an answer
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What was measured: bytes a second that `threads` threads read, and a fixed bit of thinking.
+    """What was measured: bytes a second that `threads` threads read, and the time of a fixed sum.
 
-    `pace_s` is how long one core takes to add up the numbers below 2000 in Python: by this, other
-    processors are held against the one on which the cost of a layer was measured.
+    `pace_s` is how long one core takes to add up the numbers below 2000 in Python: it scales the
+    cost of a layer, which was measured on another processor.
     """
 
     bytes_s: float
@@ -64,9 +64,10 @@ def measure(count: int = 0) -> Speed:
 
 
 def rates(count: int, seconds: float) -> tuple[float, float]:
-    """What `Speed` says, measured here: the best that was seen, for others may have been at work.
+    """The bytes_s and pace_s of `Speed`, measured in this process.
 
-    Reads blocks that no cache holds, in pieces short enough to fall between two turns of others.
+    The best seen (95th percentile, and least): other programs may have been at work. Reads blocks
+    that no cache holds, in pieces short enough to fall between two turns of other programs.
     """
     import numpy as np  # noqa: PLC0415 - only whoever measures needs it
 

@@ -38,7 +38,8 @@ _CONNECT_TIMEOUT_S = 10.0
 _GOODBYE_S = 1.0
 _LOOK_S = 0.2
 _RECEIVE_MAXIMUM = 20
-# What is published beside the outbox, and counts too for a broker that counts: the loopback's ping.
+# Published beside the outbox, and counted by a broker that limits what is in flight: the loopback's
+# ping.
 _BESIDE = 1
 # Reason codes of MQTT 5, section 2.4; paho translates those of 3.1.1 to them.
 _UNSUPPORTED_VERSION = 132
@@ -50,8 +51,8 @@ _log = log.get("broker")
 class Connection:
     """One attempt to connect and what comes of it; used once.
 
-    A connection is one paho client, thrown away when it ends: paho repeats what it had not had
-    acknowledged without marking it, has no jitter, and keeps what was queued for a dead link.
+    A connection is one paho client, thrown away when it ends: paho repeats unacknowledged
+    messages without marking them, has no jitter, and keeps what was queued for a dead link.
     What must outlive a connection is kept, marked and sent again by whoever published it.
     """
 
@@ -84,7 +85,7 @@ class Connection:
         return self._acknowledged
 
     def run(self, stopping: threading.Event) -> Ended:
-        """How the connection ended, once it has; or why it could not be made."""
+        """Run until the connection ends: how it ended, or why it could not be made."""
         where = self._endpoint.where
         try:
             client = self._make_client()
@@ -102,7 +103,7 @@ class Connection:
             return Ended(End.UNREACHABLE, f"no broker at {where}: {error}")
         began = time.monotonic()
         while self._ended is None and not stopping.is_set():
-            # What waited for us comes before the word on our subscription, and may take its time.
+            # Messages that waited for us come before the SUBACK, and may take their time.
             silent_since = client.heard_at if self._acknowledged else began
             if not self._subscribed and time.monotonic() - silent_since > _CONNECT_TIMEOUT_S:
                 why = f"the broker at {where} did not answer within {_CONNECT_TIMEOUT_S:.0f} s"
@@ -115,11 +116,11 @@ class Connection:
         return self._ended or Ended(End.LOST, "stopped")
 
     def _look(self, client: paho.Client) -> None:
-        """Move what is to be moved, or wait for it a moment."""
+        """Send and receive what is ready, or wait a moment for it."""
         try:
             failed = client.loop(_LOOK_S)
-        except Exception as error:  # noqa: BLE001 - paho meets bytes it cannot read with any
-            # So it does to those of a broker that is older than our protocol.
+        except Exception as error:  # noqa: BLE001 - paho raises any for bytes it cannot read
+            # A broker that is older than our protocol sends such bytes.
             end = End.LOST if self._acknowledged else End.NO_SUCH_PROTOCOL
             _log.debug("not_mqtt", error=repr(error))
             self._end(end, f"{self._endpoint.where} sent what is no MQTT {self._version}")
@@ -143,7 +144,7 @@ class Connection:
             reconnect_on_failure=False,
             manual_ack=True,
         )
-        # paho would keep what is beyond its own 20 back, behind what is to follow it.
+        # Else paho holds back what exceeds its own limit of 20, and sends later messages first.
         client.max_inflight_messages_set(0)
         client.connect_timeout = _CONNECT_TIMEOUT_S
         proof = credentials.read(mqtt)
@@ -166,7 +167,7 @@ class Connection:
 
     def _connect(self, client: paho.Client) -> None:
         mqtt, keep = self._endpoint.mqtt, self._endpoint.keep_session
-        # paho gives a link up after two of its intervals without a word: one, and one for the ping.
+        # paho gives a link up after two silent intervals: one before its ping, one after it.
         ping_s = mqtt.keepalive_s * 3 // 4
         if self._protocol is Protocol.V311:
             client.connect(mqtt.host, mqtt.port, ping_s)
@@ -181,22 +182,22 @@ class Connection:
         if self._ended is None:
             self._ended = Ended(end, reason)
 
-    # What paho calls, by one thread at a time: the session's, or a publisher's when it has written.
-    # An exception here would be taken for one of paho's, so none leaves.
+    # paho's callbacks, called by one thread at a time: the session's, or a publisher's after a
+    # write. An exception that left one would be taken for paho's own, so none does.
 
     def _on_socket_open(
         self, _client: paho.Client, _userdata: Any, opened: paho.SocketLike
     ) -> None:
-        """Nagle's algorithm would hold an answer back until the last is acknowledged."""
-        plain = getattr(opened, "_socket", opened)  # paho wraps the one of a websocket
+        """Turn off Nagle's algorithm: it holds an answer back until the last is acknowledged."""
+        plain = getattr(opened, "_socket", opened)  # paho wraps a websocket's socket
         if isinstance(plain, socket.socket) and plain.family != getattr(socket, "AF_UNIX", None):
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket = plain
 
     def _acknowledge_now(self) -> None:
-        """Brokers keep Nagle's algorithm on, and wait for our ACK, which Linux delays by 40 ms.
+        """Have TCP acknowledge at once: brokers wait for our ACK, which Linux delays by 40 ms.
 
-        The kernel forgets this wish, so it is made again for whatever comes in.
+        They keep Nagle's algorithm on. The kernel forgets the option, so each arrival sets it anew.
         """
         if self._socket is not None and hasattr(socket, "TCP_QUICKACK"):
             with contextlib.suppress(OSError):  # it is being closed
@@ -293,7 +294,8 @@ class Connection:
     def _on_message(self, client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
         self._acknowledge_now()
         if message.qos > 1 and not self._told_qos_2:
-            # It is as good to us as QoS 1, but somebody has subscribed with our client id.
+            # We subscribe at QoS 1: another program has subscribed with our client id, or the
+            # broker itself subscribes us. It is as good to us as QoS 1.
             self._told_qos_2 = True
             _log.warning("qos_2_received", client_id=self._endpoint.client_id)
         decision = None
@@ -307,10 +309,10 @@ class Connection:
             self._acknowledge(client)
 
     def _acknowledge(self, client: paho.Client) -> None:
-        """Tell the broker what it may forget, in the order in which it came (MQTT 5, 4.6).
+        """Acknowledge messages to the broker in the order in which they came (MQTT 5, 4.6).
 
-        What waits here goes on when the broker has taken something from us: only for want of that
-        does an answer wait.
+        One whose answer still waits to be published holds up those behind it. `_on_publish` tries
+        again: such an answer waits only for the broker to take others from us.
         """
         assert isinstance(client, SharedClient)
         while self._received:

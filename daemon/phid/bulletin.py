@@ -24,7 +24,7 @@ class Bulletin:
     """Publishes status, info, health and events. Owner thread only; never waits.
 
     `session` names the connection that the status is told on, `refused_filters` are what the
-    broker would not let us subscribe to, `silenced` says that what is sent to us does not come,
+    broker would not let us subscribe to, `silenced` says that messages to us do not arrive,
     `unkept` why the disk does not take what we accept, `heat` what the sensors say.
     """
 
@@ -93,7 +93,7 @@ class Bulletin:
         message = reports.status(
             self.state,
             session=self.session,
-            # By the clock as it is set now.
+            # From its age: the wall clock may have been set since.
             since=time.time() - (time.monotonic() - self._since),
             queue=len(backlog),
             crew=self._crew,

@@ -17,7 +17,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 _COMMIT_DIGITS = 40
-# As huggingface_hub has it, which is not here where nothing is pulled.
+# huggingface_hub's own rule; that package may be missing where nothing is pulled.
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 
 
@@ -85,7 +85,7 @@ def shipped() -> tuple[Build, ...]:
 
 
 def builds(own: Iterable[Build] = ()) -> tuple[Build, ...]:
-    """All builds; one of the user's own takes the place of a shipped one of its name."""
+    """All builds; a user's own one replaces the shipped one of the same name."""
     by_name = {build.name: build for build in (*shipped(), *own)}
     return tuple(by_name.values())
 
@@ -101,12 +101,12 @@ def find(name: str, own: Iterable[Build] = ()) -> Build:
 
 
 def is_repository(name: str) -> bool:
-    """True if a repository of the Hub can be called so: OWNER/NAME."""
+    """True for a valid name of a repository on the Hub: OWNER/NAME."""
     return _REPOSITORY.fullmatch(name) is not None
 
 
 def check(own: Iterable[Build]) -> None:
-    """Raises ValueError where the user's own builds cannot be: twice the same, or no source."""
+    """Raises ValueError if the user's builds repeat a name, lack a repository or are the demo."""
     seen = set()
     for build in own:
         if build.name in seen:

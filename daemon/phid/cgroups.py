@@ -10,7 +10,7 @@ OF_THIS_PROCESS = Path("/proc/self/cgroup")
 
 
 def own(text: str) -> dict[str, PurePosixPath]:
-    """Read the text of /proc/self/cgroup: "" is v2's group, any other key a v1 controller's."""
+    """Read the text of /proc/self/cgroup: key "" is v2's group, the others are v1 controllers."""
     groups = {}
     for line in text.splitlines():
         hierarchy, _, rest = line.partition(":")
@@ -23,7 +23,7 @@ def own(text: str) -> dict[str, PurePosixPath]:
 
 
 def folders(root: Path, group: PurePosixPath) -> Iterator[Path]:
-    """Where the files of a group are, and of each above it.
+    """The folder of a group's files, then that of each group above it.
 
     In a container the path can lie outside what is mounted here; the root's own file counts then.
     """

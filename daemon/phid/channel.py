@@ -36,18 +36,18 @@ __all__ = [
 ENGINE = programs.command("phid.engine")
 """The command of an engine."""
 PROVER = programs.command("phid.prover")
-"""That of a prover, which takes an engine's place."""
+"""The command of a prover, which takes an engine's place."""
 TRIAL = programs.command("phid.trial")
-"""That of a trial, which a prover starts."""
+"""The command of a trial, which a prover starts."""
 
 AT_ONCE_BYTES = 32_768
-"""What a line with `room` takes at once: well below three quarters of a socket's buffer."""
+"""The most that a line with `room` takes at once: well below three quarters of its buffer."""
 
 _VARIABLE = "PHID_CHANNEL"
 
 
 def spawn(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
-    """Start `command` with a connection to it; it gets its end by `inherited()`.
+    """Start `command` with a connection to it; the child takes its end by `inherited()`.
 
     The caller reads the child's stderr (a pipe: what native libraries print) and keeps the Popen:
     closing its stdin, or dying, ends the child, whatever it is doing. The child has a process group
@@ -123,7 +123,7 @@ def room(connection: Connection) -> Callable[[], bool]:
         return lambda: False
     waiting = select.poll()
     waiting.register(connection.fileno(), select.POLLOUT)
-    # Linux says so while three quarters of the buffer are free (unix_writable in af_unix.c).
+    # Linux gives POLLOUT while three quarters of the buffer are free (unix_writable in af_unix.c).
     return lambda: any(events == select.POLLOUT for _, events in waiting.poll(0))
 
 
@@ -141,6 +141,6 @@ def _end_with_parent() -> None:
             fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
             fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
-            # It may have gone before this was armed.
+            # The parent may have gone before this was armed.
             if select.select([0], [], [], 0)[0]:
                 sys.exit("the parent process is gone")

@@ -1,4 +1,4 @@
-"""A conversation as the one text a model was trained on, in which nobody can forge a marker."""
+"""Writes a conversation as the text a model was trained on; no content can forge a marker."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MarkerGuard:
     """Breaks every literal in a text that the tokenizer would take for one of its markers."""
 
     def __init__(self, markers: Iterable[str]) -> None:
-        # A marker's own outer white space cannot break it: a space more matches as well.
+        # Stripped: another space in a marker's outer white space would not break it.
         literals = {"<|", *(marker.strip() for marker in markers)}
         longest_first = sorted((m for m in literals if len(m) > 1), key=len, reverse=True)
         self._marker = re.compile("|".join(map(re.escape, longest_first)))

@@ -48,11 +48,11 @@ class Child:
                 ("err", self._read_output),
             )
         ]
-        # The reader last: an engine that ends at once has it wait for the others.
+        # The reader starts last: if the engine ends at once, it joins the thread of its stderr.
         try:
             for thread in (*self._threads[::2], self._threads[1]):
                 thread.start()
-        except RuntimeError:  # there is no room for another
+        except RuntimeError:  # no room for another thread
             self._process.kill()
             self._process.wait()
             self._unsent.put(None)
@@ -65,10 +65,10 @@ class Child:
         return self._process.pid
 
     def send(self, command: Command | Prove) -> None:
-        """Have it told, at once or soon: one that does not read is not waited for."""
+        """Send it a command, at once or soon; never waits for a child that does not read."""
         message = bytes(ForkingPickler.dumps(command))
         if self._left == self._written and len(message) <= channel.AT_ONCE_BYTES and self._room():
-            # It has ended: the reader tells, and may close the line under our hands.
+            # The child has ended: the reader tells, and may close the line meanwhile.
             with contextlib.suppress(OSError, TypeError):
                 self._connection.send_bytes(message)
             return
@@ -80,7 +80,7 @@ class Child:
         self._process.kill()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for its end, and bring it about when time is up."""
+        """Wait for its end; kill it when time is up."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -102,7 +102,7 @@ def _config_show(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _config_check(settings: Settings, options: argparse.Namespace) -> int:
-    del settings  # to be here is to have passed
+    del settings  # loading them was the check
     file = settings_module.source(options.config)
     print(f"{file} is sound" if file.exists() else f"there is no {file}: the defaults hold")
     return 0

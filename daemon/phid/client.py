@@ -42,7 +42,7 @@ class Client:
     def __init__(self, mqtt: Mqtt, filters: tuple[str, ...], *, name: str | None = None) -> None:
         self.name = name or f"cli-{uuid.uuid4().hex[:8]}"
         self._inbox: Mailbox[BrokerEvent | Inbound] = Mailbox()
-        # Not of the name: two at once may share it, and must not throw each other out.
+        # Not made from the name: two clients may share it, and must not throw each other out.
         client_id = f"phid-cli-{uuid.uuid4().hex[:8]}"
         endpoint = Endpoint(mqtt, client_id=client_id, filters=filters)
         self._where = endpoint.where
@@ -95,8 +95,8 @@ class Client:
     ) -> int:
         """Publish at QoS 1, without waiting for the broker: the publication's number.
 
-        With `must_be_heard`, `receive` raises Unheard when the broker says that nobody is, and
-        Forbidden when it does not take it.
+        With `must_be_heard`, `receive` raises Unheard when the broker says that nobody is
+        subscribed, and Forbidden when it refuses the publication.
         """
         assert self._link is not None
         mid = self._link.publish(
@@ -119,7 +119,7 @@ class Client:
                 return
 
     def receive(self, until: float) -> Inbound | None:
-        """The next message; None when there is none until then (monotonic seconds).
+        """The next message; None when none comes by `until` (monotonic seconds).
 
         Raises Unreachable when the connection is lost, Forbidden, and Unheard.
         """

@@ -12,7 +12,7 @@ import cv2
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# No crop budget shows more of a picture than 16 crops of 336 pixels: five of them side by side.
+# The largest crop budget is 16 crops of 336 pixels: at 16:9 five of them side by side.
 _MOST_SIDE = 1920
 _QUALITY = 90
 # Cameras need a few frames to find their exposure.
@@ -51,7 +51,7 @@ def of_film(path: str, count: int) -> list[Still]:
         if length > 0:
             stills = [_still(picture, at / rate) for at, picture in _sought(capture, wanted)]
         if len(stills) < len(wanted):
-            # It does not know its length, or cannot be sought in: read it from end to end.
+            # Its length is unknown, or it cannot be sought in: read it from end to end.
             capture.open(path)
             stills = [_still(picture, at / rate) for at, picture in _thinned(capture, count)]
     if not stills:
@@ -69,7 +69,7 @@ def of_camera(name: str, count: int, every_s: float) -> list[Still]:
         began = heard = time.monotonic()
         due = began + _WARM_UP_S
         while len(stills) < count:
-            # What is not wanted is taken all the same: a driver's queue shows the past.
+            # Frames that are not wanted are read too, for the driver's queue keeps old ones.
             if capture.grab():
                 heard = time.monotonic()
             elif time.monotonic() - heard > _SILENCE_S:

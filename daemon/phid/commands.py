@@ -1,4 +1,4 @@
-"""What is said beside requests: cancels, and the commands of operators, decoded and checked."""
+"""Messages other than requests: cancels and operators' commands, decoded and checked."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def decode_command(payload: bytes) -> Command:
 
 
 def decode_watch(payload: bytes) -> WatchCommand:
-    """What is to become of a watch. Raises Refused; its definition is not looked into."""
+    """A command to change a watch; its definition is not checked here. Raises Refused."""
     return decode(WatchCommand, payload, 65_536)
 
 
 def decode_model(payload: bytes) -> ModelCommand:
-    """What is to become of a model. Raises Refused."""
+    """A command to load, unload or switch a model. Raises Refused."""
     return decode(ModelCommand, payload, 4096)

@@ -18,8 +18,8 @@ def _log(operations: Operations, command: Any) -> Data:
     return operations.set_log_level(command.level, command.for_s)
 
 
-# The command is a Command, that of `watch` a WatchCommand, that of `model` a ModelCommand: intake
-# has seen to it.
+# `watch` gets a WatchCommand, `model` a ModelCommand, every other verb a Command: `intake` decodes
+# them so.
 VERBS: dict[str, Callable[[Operations, Any], Data]] = {
     "ping": lambda operations, _: operations.ping(),
     "pause": lambda operations, _: operations.pause(),
@@ -35,7 +35,7 @@ VERBS: dict[str, Callable[[Operations, Any], Data]] = {
 
 
 def execute(operations: Operations, arrived: CommandArrived, allow: Container[str]) -> CtlReply:
-    """Run a command if its verb is among those allowed: its answer, of success or of failure."""
+    """Run a command if its verb is allowed: the answer to it, of success or of failure."""
     verb = VERBS.get(arrived.verb)
     try:
         if verb is None:

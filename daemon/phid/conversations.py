@@ -16,10 +16,10 @@ from phid.settings import Settings
 from phid.traffic import Decision
 
 SessionKey = tuple[str, str]
-"""(client, session): a conversation belongs to who has it."""
+"""(client, session): a conversation belongs to one client."""
 
 _MAX_UNWANTED = 1024
-# Of the journal a quarter at most, where each character takes four bytes: the rest is requests'.
+# At four bytes a character, a quarter of the journal at most; the rest is for requests.
 _JOURNAL_BYTES_PER_CHAR = 16
 
 
@@ -50,8 +50,8 @@ class Conversations:
         self._health = health
         self._kept: OrderedDict[SessionKey, Conversation] = OrderedDict()
         self._chars = 0
-        # What the disk did not take the last change of, and what is to be forgotten when it can be
-        # read what an earlier run has kept.
+        # Sessions whose last change the disk did not take; and sessions to forget once what an
+        # earlier run has kept can be read.
         self._unwritten: set[SessionKey] = set()
         self._unwanted: set[SessionKey] = set()
         health.refresh.append(self._count)
@@ -62,7 +62,7 @@ class Conversations:
         self._make_room()
 
     def check(self, client: str, session: str | None, now: float) -> None:
-        """Raises Refused where a request cannot go on with its session now; else it is in use."""
+        """Raises Refused where a request cannot go on with its session now; else marks it used."""
         if session is None:
             return
         if not self._limits.most:
@@ -81,7 +81,7 @@ class Conversations:
             return ticket.job
         kept = self._kept.get(key, Conversation("", (), 0.0))
         turns = ticket.job.turns
-        # An empty system turn of its own takes the one of before back.
+        # A request drops the earlier system turn by an empty one of its own.
         if kept.system and turns[0].role != "system" and ticket.request.system is None:
             turns = (Turn("system", kept.system), *turns)
         return replace(ticket.job, turns=turns, history=kept.turns)
@@ -91,8 +91,8 @@ class Conversations:
     ) -> ConversationKept | None:
         """Keep what the job asked and was answered, behind the newest `shown` turns before it.
 
-        What is to be written, with the answer's outcome. An answer without a word is not kept: the
-        next would be of as many.
+        Returns what is to be written with the answer's outcome. A blank answer is not kept: the
+        model would follow it with another blank one.
         """
         key = _key(ticket)
         if key is None or job.history is None or not answer.strip():
@@ -102,7 +102,7 @@ class Conversations:
             system, turns = turns[0].content, turns[1:]
         before = job.history[len(job.history) - shown :]
         turns = self._cut((*before, *turns, Turn("assistant", answer)), len(system))
-        if not turns:  # one exchange is more than is kept of a conversation
+        if not turns:  # this exchange alone is longer than a conversation may be
             self._sacrifice(key)
             return None
         self._put(key, Conversation(system, turns, now))
@@ -110,7 +110,7 @@ class Conversations:
         return self._records.conversation(*key, system, turns) if key in self._kept else None
 
     def forget(self, client: str, session: str, decided: Decision) -> bool:
-        """Know nothing of it any more. True if `decided` is set when the disk does not either."""
+        """Forget it. True if `decided` will be set once the disk has forgotten it, too."""
         key = client, session
         if self._records.unread:
             if len(self._unwanted) < _MAX_UNWANTED:
@@ -132,11 +132,11 @@ class Conversations:
         self.tick(now)
 
     def not_written(self, client: str, session: str) -> None:
-        """The disk did not take its last change: have it as it is by then when it does."""
+        """The disk did not take its last change: write the newest when the disk does again."""
         self._unwritten.add((client, session))
 
     def tick(self, now: float) -> None:
-        """Forget those that nobody has gone on with for so long; write what could not be."""
+        """Forget those unused for `keep_s`; write what the disk did not take before."""
         while self._kept:
             key, oldest = next(iter(self._kept.items()))
             if oldest.used_at + self._limits.keep_s > now:
@@ -162,7 +162,7 @@ class Conversations:
         return True
 
     def _make_room(self) -> None:
-        """Forget what is too much: what was not used for longest, of one client and then of all."""
+        """Forget what exceeds the limits, longest unused first: each client's, then that of all."""
         limits = self._limits
         shares = Counter(client for client, _ in self._kept)
         for key in list(self._kept):
@@ -173,10 +173,10 @@ class Conversations:
             self._sacrifice(next(iter(self._kept)))
 
     def _cut(self, turns: tuple[Turn, ...], size: int) -> tuple[Turn, ...]:
-        """The turns, if with `size` more they are no longer than is kept; else the newest of them.
+        """The turns if they fit the limit with `size` more characters; else the newest of them.
 
-        Those are from a user's turn on, and half as long where that is enough for the last
-        exchange: a conversation that lost a turn each time would begin in another way each time,
+        Those begin with a user's turn, and fill half of the limit at most if the last exchange
+        fits in that: a conversation that lost one turn each time would begin differently each time,
         and never be in an engine's cache.
         """
         chars = self._limits.chars

@@ -15,7 +15,7 @@ from phid.traffic import End, Ended
 # OpenSSL's verification errors, x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED = 9, 10
 
-# What a file in the credentials directory is called, by the setting it stands in for.
+# The names of files in the credentials directory, by the settings they stand in for.
 NAMES = {
     "username": "mqtt-username",
     "password_file": "mqtt-password",
@@ -68,14 +68,14 @@ def find(mqtt: Mqtt, setting: str) -> Path | None:
 
 
 def not_trusted(where: str, error: ssl.SSLCertVerificationError, now: float) -> Ended:
-    """Why the broker's certificate was not taken; the clock decides that, too."""
+    """Why the broker's certificate was not accepted; our clock may be the reason."""
     says = f"the certificate of {where} is not trusted: {error.verify_message}"
     if error.verify_code not in (_NOT_YET_VALID, _EXPIRED):
         return Ended(End.NOT_LET_IN, says)
     says += f", by this machine's clock, which says {_date(now)}"
     if error.verify_code == _EXPIRED:
         return Ended(End.NOT_LET_IN, says)
-    # It comes right by itself, when the time does: no reason to wait as after a refusal.
+    # It passes once the clock is right: no reason for the long pause after a refusal.
     return Ended(End.UNREACHABLE, f"{says}; to set it: timedatectl set-ntp true")
 
 

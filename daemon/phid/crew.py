@@ -18,14 +18,14 @@ from phid.worker import EngineEnded, EngineSaid, Worker
 ModelState = Literal["loading", "ready", "failed", "unloaded"]
 Slot = Literal["text", "frame"]
 
-# So often what is not there is looked for: somebody may bring it.
+# How often missing models are looked for: somebody may bring them.
 _LOOK_S = 2.0
 _log = log.get("crew")
 
 
 @dataclass(frozen=True, slots=True)
 class _Switch:
-    """A default that is about to change: `old` of each slot, to go back to."""
+    """A default that is about to change; `old` is what each slot goes back to if it fails."""
 
     name: str
     old: dict[Slot, str | None]
@@ -33,14 +33,13 @@ class _Switch:
 
 
 class Crew:
-    """One worker for each model, of which as many are loaded as memory allows.
+    """One worker for each model; as many models are loaded as memory allows.
 
-    One is loaded at a time. The defaults stay until another model needs their room, pinned ones
-    whatever comes, the others until nobody has asked for them for `keep_alive_s`. `hire` makes the
-    worker of a model. `budget_bytes` bounds what all take together, by reckoning; 0: what the
-    machine has. A model that is not there gets no engine, and is noticed when it comes. `tell`
-    hears of every change with a reason, where there is one. Owner thread only; never waits but in
-    `stop`.
+    They are loaded one at a time. Defaults stay loaded until another model needs their room, pinned
+    ones always, the others until nobody has asked for them for `keep_alive_s`. `hire` makes the
+    worker of a model. `budget_bytes` bounds what all together take, as reckoned; 0: what the
+    machine has. A missing model gets no engine, and is noticed when it comes. `tell` gets every
+    change, with its reason if there is one. Owner thread only; never waits but in `stop`.
     """
 
     def __init__(
@@ -74,12 +73,12 @@ class Crew:
 
     @property
     def workers(self) -> Iterator[Worker]:
-        """Those of all models, loaded or not."""
+        """The workers of all models, loaded or not."""
         return (member.worker for member in self._members.values())
 
     @property
     def lead(self) -> Worker | None:
-        """The one that stands for the device: its default where that is loaded."""
+        """The worker that represents the device: the default's, else the last used ready one."""
         default = self._members.get(self._defaults["text"] or "")
         ready = [m for m in self._members.values() if m.worker.state == "ready"]
         if default is None or default in ready or not ready:
@@ -94,7 +93,7 @@ class Crew:
 
     @property
     def facts(self) -> tuple[EngineFacts, ...]:
-        """Of every loaded model."""
+        """The facts of every loaded model."""
         return tuple(w.facts for w in self.workers if w.facts is not None)
 
     @property
@@ -104,7 +103,7 @@ class Crew:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Of every engine."""
+        """The process ids of all engines."""
         return tuple(w.pid for w in self.workers if w.pid is not None)
 
     def name_for(self, asked: str | None, *, pictures: bool) -> str:
@@ -123,7 +122,7 @@ class Crew:
             raise Refused(Code.UNSUPPORTED, says, field="images")
 
     def refusal(self, name: str) -> Failure | None:
-        """What whoever waits for this model is told while no engine of its can be waited for."""
+        """What those who wait for this model are told, if waiting for an engine makes no sense."""
         return self._members[name].refusal
 
     def ready(self, name: str) -> Worker | None:
@@ -155,8 +154,8 @@ class Crew:
     def want(self, name: str, now: float, *, courteous: bool = False) -> None:
         """Have this model loaded, if need be in the place of others that do nothing now.
 
-        `courteous`: only of such that nobody has asked for lately. Nothing happens yet while
-        another is being loaded or unloaded, or what is in the way is busy: ask again. Raises
+        `courteous`: only in the place of those unused for `keep_alive_s`. Nothing happens while
+        another is being loaded or unloaded, or one in the way is busy: call again. Raises
         Refused: no_memory where room cannot be made, not_found where there is no such model.
         """
         member = self._members[name]
@@ -195,7 +194,7 @@ class Crew:
     def tick(self, now: float, *, quiet: bool = False) -> None:
         """Bring each worker along; load what is missing and fits, end what nobody has asked for.
 
-        It is `quiet` while no request is open.
+        `quiet`: no request is open.
         """
         for worker in self.workers:
             worker.tick(now, quiet=quiet)
@@ -222,7 +221,7 @@ class Crew:
     # What operators say. Raises Refused.
 
     def load(self, name: str, now: float, *, pin: bool) -> None:
-        """Have a model loaded, and stay if `pin`; any that is on this machine."""
+        """Load any model that is on this machine; with `pin` it stays loaded."""
         member = self._known(name)
         self.want(name, now)
         member.pinned, member.ordered = member.pinned or pin, True
@@ -236,19 +235,20 @@ class Crew:
     def switch(self, name: str, now: float) -> None:
         """Make it the default of its kind, until the service is started anew.
 
-        The old one answers until it is loaded, where memory holds both; else it goes first, and
-        what is asked meanwhile waits. If it cannot be loaded, the old one stays or comes back.
+        Where memory holds both, the old one answers until the new one is loaded; else the old one
+        goes first, and requests wait. If the new one cannot be loaded, the old one stays or comes
+        back.
         """
         if (pending := self._switch) is not None and pending.name == name:
             self.load(name, now, pin=False)  # it is on its way
             return
         member = self._known(name)
         slots: list[Slot] = ["frame"] if member.kind == "vision" else ["text"]
-        # Those that have answered, not one of a switch that may come to nothing yet.
+        # The defaults from before a pending switch, which may still fail.
         good = self._defaults | (pending.old if pending and pending.in_force else {})
         both = good["text"]
         if both is not None and both == good["frame"]:
-            # One for both is replaced in both, but frames stay with what can see.
+            # A model that is both defaults is replaced in both, but frames stay with one that sees.
             sees = self._members[both].kind == "vision"
             slots = ["text"] if sees and member.kind != "vision" else ["text", "frame"]
         old = {slot: good[slot] for slot in slots}
@@ -262,7 +262,7 @@ class Crew:
     # What the engines say.
 
     def take(self, said: EngineSaid) -> tuple[Worker, Event] | None:
-        """The worker it is of, and the event; None for what a dead engine still had to say."""
+        """The worker and the event; None for a message left over from an engine that is gone."""
         for member in self._members.values():
             event = member.worker.take(said)
             if event is None:
@@ -290,11 +290,11 @@ class Crew:
 
     @property
     def _changing(self) -> bool:
-        """True while one is being loaded or unloaded: what memory there is will show after that."""
+        """True while one is being loaded or unloaded: free memory is known only after that."""
         return any(w.state in ("loading", "retiring") for w in self.workers)
 
     def _victims(self, missing: int) -> list[Member]:
-        """Whose room it would take, those first that were used longest ago."""
+        """The models to unload for `missing` bytes, those used longest ago first."""
         victims = []
         others = [m for m in self._members.values() if m.takes_memory and not m.pinned]
         for other in sorted(others, key=lambda m: m.worker.used_at):
@@ -347,13 +347,13 @@ class Crew:
             raise Refused(Code.NOT_FOUND, member.absence, field="model")
 
     def _look_again(self, now: float) -> None:
-        """See now and then whether somebody has brought what was not there, be it the first."""
+        """Look now and then whether a missing model has come, or the first one of all."""
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_S
         for member in [m for m in self._members.values() if m.absence is not None]:
             self._look_for(member)
-            if member.absence is None:  # it was read: the next one at the next look
+            if member.absence is None:  # reading it took time: the next one at the next look
                 break
         if not self._members:
             self._take_over(self._again(now))

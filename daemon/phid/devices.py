@@ -67,7 +67,7 @@ class Jetson:
 
 
 def driver(root: Path = Path("/")) -> str:
-    """The drivers' versions and the kernel's: when they change, what was proven holds no longer."""
+    """The drivers' versions and the kernel's: when they change, proofs no longer hold."""
     found = [platform.release()]
     for name in _DRIVERS:
         try:
@@ -78,9 +78,9 @@ def driver(root: Path = Path("/")) -> str:
 
 
 def has_own_memory(provider: str, root: Path = Path("/")) -> bool:
-    """Whether what a model takes on this provider is not of the machine's memory.
+    """Whether this provider's device has memory of its own, apart from the machine's.
 
-    A Jetson's GPU has none of its own.
+    A Jetson's GPU has none.
     """
     return PROVIDERS[provider].own_memory and jetson(root) is None
 
@@ -116,7 +116,7 @@ def _read(path: Path) -> str:
 def cuda_absent(load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> Absent | None:
     """Why there is no NVIDIA GPU to run on, by the driver's own word; None: there is one.
 
-    May hang or die with a broken driver: for a process that may.
+    May hang or die with a broken driver: call it only in a process that may.
     """
     name = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
     try:

@@ -72,7 +72,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _talk(settings: Settings, told: dict[str, Any], timeout_s: float) -> int:
-    """Ask line by line: the exit status, which for lines of a pipe is that of one that failed."""
+    """Ask line by line: the exit status; for lines of a pipe, that of the first that failed."""
     typed = sys.stdin is not None and sys.stdin.isatty()
     failed = exits.OK
     try:
@@ -86,14 +86,14 @@ def _talk(settings: Settings, told: dict[str, Any], timeout_s: float) -> int:
             if status == exits.NO_ANSWER or (status == exits.INTERRUPTED and not typed):
                 return status
             failed = failed or status
-    except (Refused, ValueError) as error:  # the text of a line: of no UTF-8, with a NUL in it
+    except (Refused, ValueError) as error:  # a line that is not UTF-8, or has a NUL in it
         print(f"phid chat: {error}", file=sys.stderr)
         return exits.USAGE
     return exits.OK if typed else failed
 
 
 def _typed() -> Iterator[str]:
-    with contextlib.suppress(ImportError):  # lines can be edited where it is there
+    with contextlib.suppress(ImportError):  # with it, lines can be edited
         import readline  # noqa: F401, PLC0415
     while True:
         try:
@@ -104,7 +104,7 @@ def _typed() -> Iterator[str]:
 
 
 def _forget(settings: Settings, client: str, session: str) -> None:
-    """Have the device forget it; if that cannot be told, its time will come."""
+    """Have the device forget it; a device out of reach forgets it in time by itself."""
     topics = settings.topics
     forget = messages.encode(CancelRequest(session=session))
     with (

@@ -144,7 +144,7 @@ def examine(asked: Asked, where: Whereabouts) -> list[Verdict]:
 
 
 def _aimed(verdict: Verdict, mqtt: Mqtt) -> Verdict:
-    """The verdict whose mend goes to the broker that was asked, where that is not the default."""
+    """The verdict, with --host and --port in its mend where the broker is not the default."""
     where = ""
     if mqtt.host != _DEFAULT.host:
         where += f" --host {shlex.quote(mqtt.host)}"
@@ -260,7 +260,7 @@ def _model(
 
 
 def _other_models(settings: Settings) -> list[Verdict]:
-    """The same of every model that is run beside the default."""
+    """The verdicts on the models that are run beside the default."""
     engine = settings.engine
     if engine.runtime == "scripted":
         return []
@@ -319,7 +319,7 @@ def _memory(settings: Settings, load: Load | None, reached: Reached) -> Verdict:
     facts = reached.facts
     context = min(settings.engine.max_context or needs.context, needs.context)
     kv_bytes = int(facts.get("kv_bytes_per_token") or needs.kv_bytes_per_token)
-    # What is loaded already is not available any more, and not needed a second time.
+    # A loaded model's memory is not available any more, and not needed a second time.
     model_mb = 0 if facts else needs.loaded_bytes >> 20
     return fits(available, model_mb, kv_bytes, context)
 
@@ -378,7 +378,7 @@ def _engine(
     load: Load | None, reached: Reached, where: Whereabouts, *, whole: bool, wait_s: float
 ) -> Verdict:
     facts = reached.facts
-    # Of several that take turns any may be the one that is loaded.
+    # Where several models take turns, any of them may be the loaded one.
     if facts and load is not None and load.model not in (reached.info.get("models") or ()):
         says = f"the daemon has {facts.get('model')} loaded, the settings say {load.model}"
         return Verdict("engine", "warn", says, "restart the daemon: systemctl restart phid")

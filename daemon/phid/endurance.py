@@ -10,7 +10,7 @@ class Endurance:
     """How much a pull puts up with before it gives up.
 
     A connection that brings less than `least_bytes_s` for `window_s` is given up for another; one
-    that brought more than that makes the tries begin anew.
+    that brought at least `least_bytes` in all resets the count of tries.
     """
 
     attempts: int = 6
@@ -28,7 +28,7 @@ class Endurance:
 
 
 class Tries:
-    """The tries without a byte in between, and the pauses that get longer."""
+    """Counts the failed tries in a row; the pauses between them get longer."""
 
     def __init__(self, endurance: Endurance) -> None:
         self._endurance = endurance

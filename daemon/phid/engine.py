@@ -46,7 +46,7 @@ _NICE = 5
 class Engine:
     """Takes Load, then jobs one at a time in the order they came, in one thread.
 
-    The runtime holds the GIL for a whole step, so commands are looked at between two of them.
+    The runtime holds the GIL for a whole step, so commands are looked at between two steps.
     """
 
     def __init__(self, connection: Connection, clock: Callable[[], float] = time.monotonic) -> None:
@@ -113,7 +113,7 @@ class Engine:
 
     def _passes(self, job: Job, gate: Gate) -> bool:
         """True if the job is to be run; else it has been ended."""
-        # Not for every engine: it brings OpenCV with it.
+        # Imported only where needed: it brings OpenCV with it.
         from phid.gate import ChangeGate  # noqa: PLC0415
 
         self._gate = self._gate or ChangeGate(self._memory_bytes)
@@ -198,9 +198,9 @@ def main() -> int:
     # The engine is the one to go when memory runs out: its jobs are answered and it comes back.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
-    # Its threads fill every core: a message waits for a scheduler's slice of one that computes, if
-    # whoever carries it does not go first. What other services get is their cgroup's affair.
-    # Where a sandbox forbids it, it does without.
+    # Its threads fill every core: without this, the service's threads would wait for a scheduler's
+    # slice of one that computes, and messages with them. What other services get is their cgroup's
+    # affair. Where a sandbox forbids it, the engine does without.
     if sys.platform != "win32":
         with contextlib.suppress(OSError):
             os.nice(_NICE)

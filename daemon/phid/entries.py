@@ -1,4 +1,4 @@
-"""What is written of a request, entry by entry, and what an earlier run has left: values."""
+"""Values: the entries of the journal, and what an earlier run has left in it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from phid.traffic import Decision, Inbound
 class Accepted:
     """A request is taken: `inbound` as it came, `number` in the order of acceptance.
 
-    Times are Unix seconds. `pictures` are those that it does not bring itself, by -1 minus their
-    place in the request: what cameras showed, or parts that had come before it.
+    Times are Unix seconds. `pictures` are those that are not in `inbound`: what cameras showed, or
+    parts that had come before it. The number of each is -1 minus its place in the request.
     """
 
     number: int
@@ -61,7 +61,7 @@ class PartsDropped:
 
 @dataclass(frozen=True, slots=True)
 class ConversationKept:
-    """What was said in a session so far; it takes the place of what was written of it before."""
+    """What was said in a session so far; it replaces what was written of it before."""
 
     client: str
     session: str
@@ -88,7 +88,7 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Its outcome, as JSON, and what its session has become by it."""
+    """A request's outcome, as JSON, and its session's conversation with this exchange."""
 
     number: int
     outcome: str
@@ -119,11 +119,11 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """Nothing, but written: whether the disk takes it."""
+    """An empty entry, written to see whether the disk takes it."""
 
 
 Awaited = Accepted | AskedAgain | PartKept | ConversationDropped
-"""What a message is not acknowledged to the broker before."""
+"""Entries that must be written before their message is acknowledged to the broker."""
 
 Entry = (
     Accepted

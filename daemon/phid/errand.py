@@ -17,16 +17,16 @@ from phid.exits import describe_exit
 from phid.jobs import Loading
 
 _TAIL_LINES = 20
-# How long one may take to end: that has left the line by itself, and that was killed.
+# How long a process may take to end after it has left the line, and after it was killed.
 _LEFT_S, _KILLED_S = 5.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it. `answer` is the first it said that was no stage; None: it said nothing.
+    """What came of an errand. `answer` is its first message that is no stage; None: there was none.
 
-    `stage` is the last it told of, `died` how it ended by itself (empty: it had to be ended), and
-    `printed` the end of what native code wrote.
+    `stage` is the last stage it reported, `died` how it ended by itself (empty: it had to be
+    ended), and `printed` the end of what native code wrote.
     """
 
     answer: Any
@@ -47,7 +47,7 @@ def run(
     """
     process, line = channel.spawn(command)
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    # Whoever prints more than a pipe holds would wait for a reader for ever.
+    # Without a reader, a process that prints more than a pipe holds would wait for ever.
     reader = threading.Thread(target=_read, args=(process, tail), daemon=True)
     reader.start()
     try:

@@ -28,7 +28,7 @@ class Code(StrEnum):
 
     @property
     def status(self) -> int:
-        """The number clients that think in HTTP know this code by."""
+        """The HTTP status that corresponds to this code."""
         return _STATUS[self]
 
 

@@ -37,8 +37,8 @@ def sessions(load: Load, config: dict[str, Any], options: dict[str, Any]) -> dic
     """What is put over the `model` of genai_config.json so that each graph's session has `options`.
 
     A graph without options of its own has the decoder's, with the provider that `place` puts there.
-    To give it any would take that away: on CUDA, pictures were looked at by the CPU. One that
-    has its own is told of the provider here.
+    Giving it any would take that provider away: on CUDA, the CPU computed the pictures. A graph
+    that has its own gets the provider here.
     """
     told: dict[str, Any] = {"decoder": {"session_options": options}}
     for graph in GRAPHS[1:]:

@@ -12,7 +12,7 @@ NO_ANSWER = 4
 CANCELLED = 5
 DEADLINE = 6
 BUSY = 7
-TAKEN_OVER = 75  # EX_TEMPFAIL: another client uses our id, and systemd leaves it at that
+TAKEN_OVER = 75  # EX_TEMPFAIL: another client uses our id; systemd does not restart us
 CONFIG = 78  # EX_CONFIG of sysexits.h: systemd shows it by name
 INTERRUPTED = 130
 

@@ -1,4 +1,4 @@
-"""What a standing prompt asks of a frame, and tells of it: its answer, or why there is none."""
+"""What a watch asks about a frame, and what it reports: the answer, or why there is none."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from phid.messages import Timing, UsageReport, WatchFailure, WatchResult
 from phid.slots import Frame
 from phid.watches import Watch
 
-# What a frame may take: a watch has no requester who would set a deadline.
+# How long a frame may take: a watch has no requester who would set a deadline.
 _BUDGET_S = 600.0
-# Nobody reads along: tokens are told as a sign of life.
+# Nobody reads along: tokens are sent only as a sign of life.
 _GATHER_S = 1.0
 
 

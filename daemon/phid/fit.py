@@ -15,22 +15,22 @@ from phid.catalog import Build
 from phid.store import StoredModel
 
 LEAST_TOKENS_S = 3.0
-"""Slower than people read; a model that cannot do it is not proposed."""
+"""Slower than people read; a model that is slower still is not proposed."""
 CONTEXT = 2048
 """The tokens of prompt and answer that memory is reckoned for, where nobody says another number."""
 
-# Measured on twins of Phi-3.5-mini's geometry and on SmolLM2 (see FIGURES.md): of the bandwidth
-# that plain reading has, int4 decoding gets so much, and a layer costs so much beside its weights.
+# Measured on twins of Phi-3.5-mini's geometry and on SmolLM2 (see FIGURES.md): the share of plain
+# reading's bandwidth that int4 decoding gets, and what a layer costs beside reading its weights.
 _SHARE = 0.62
 _LAYER_S = 0.11e-3
-_LAYER_PACE_S = 26e-6  # `Speed.pace_s` where that was measured
+_LAYER_PACE_S = 26e-6  # `Speed.pace_s` of the machine that was measured
 # The rank of a model that is not in the catalog: it was put here on purpose, and goes before the
 # demo model.
 _RANK = 20
 # As Microsoft names the folders of its builds.
 _BLOCK = re.compile(r"block-(\d+)")
 _VIEWS = 5  # of one picture at detail auto: 4 crops and the whole
-# Of the machine's memory, what the system and the service need.
+# What the system and the service need of the machine's memory.
 _SYSTEM_SHARE, _SYSTEM_BYTES = 0.1, 512 << 20
 
 
@@ -108,7 +108,7 @@ class Fitting:
 
 def of_build(build: Build) -> Needs:
     """A build's needs, by what the catalog says of it."""
-    # A table of words is looked up in, not read; the rest is read for every token.
+    # A step looks up rows of the table of words and of the rotary caches; it reads all the rest.
     wide = 4 if "cpu" in build.providers else 2
     table = build.vocabulary * build.width * wide
     both_lengths = 48 * 2 * wide * (build.context + 4096) if build.context > 100_000 else 0
@@ -134,9 +134,8 @@ def of_build(build: Build) -> Needs:
 def of_folder(model: StoredModel, build: Build | None = None) -> Needs:
     """A model's needs by its own files; its rank is that of the catalog's build, if there is one.
 
-    Takes tens of milliseconds, and of a graph that is as it was when it was last read next to none:
-    it reads the decoder's graph, not its weights. Raises soundness.NoModel, graphs.NotOnnx or
-    OSError.
+    Reads the decoder's graph, not its weights: tens of milliseconds, and next to none for a graph
+    unchanged since it was last read. Raises soundness.NoModel, graphs.NotOnnx or OSError.
     """
     config = soundness.config(model.path)
     decoder = config.get("decoder") or {}
@@ -161,7 +160,7 @@ def of_folder(model: StoredModel, build: Build | None = None) -> Needs:
 
 
 def _read(graph: Path) -> tuple[int, int]:
-    """How many bytes of its weights a step reads, and how many of them share a scale."""
+    """How many bytes of its weights a step reads, and how many weights share a scale."""
     stat = graph.stat()
     return _read_once(graph, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
@@ -206,7 +205,7 @@ def best(fittings: Iterable[Fitting]) -> Fitting | None:
 def preferred(
     present: Sequence[StoredModel], builds: Iterable[Build], machine: Machine
 ) -> StoredModel | None:
-    """Which of the models that are here `phid run` is to run; None if none of them can."""
+    """The one of the present models that `phid run` should run; None if none can be run."""
     by_name = {build.name: build for build in builds}
     known = []
     for model in present:

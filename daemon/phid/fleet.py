@@ -62,7 +62,7 @@ class Seen:
     health: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """What an operator wants in one line, whoever it was that published it."""
+        """What an operator wants in one line; what was published may have any form."""
         model = self.info.get("model")
         loaded = model.get("model") if isinstance(model, dict) else None
         age_s = 0.0
@@ -96,7 +96,7 @@ class Fleet:
         return tuple(f"{self._base}/+/out/{out}" for out in _OUTS)
 
     def take(self, inbound: Inbound) -> None:
-        """Remember what a device said; what is no JSON object of ours is passed over."""
+        """Remember what a device said; anything but a JSON object of ours is passed over."""
         levels = inbound.topic.removeprefix(f"{self._base}/").split("/")
         if len(levels) != 3 or levels[1] != "out" or levels[2] not in _OUTS:
             return
@@ -111,7 +111,7 @@ class Fleet:
 
     @staticmethod
     def _is_stale(known: dict[str, Any], told: dict[str, Any]) -> bool:
-        """True for the last will of a connection that another has already followed."""
+        """True for the last will of a connection, if a later one has been heard of."""
         return (
             told.get("reason") == "lwt"
             and known.get("state") not in (None, "offline")
@@ -176,6 +176,6 @@ def _show(settings: Settings, options: argparse.Namespace) -> bool:
 
 
 def _cell(value: Any) -> str:
-    """A value as a cell; what would move the cursor or break the line is shown, not sent."""
+    """A value as a cell; characters that move the cursor or break the line become U+FFFD."""
     text = "-" if value is None else str(value)[:_CELL_CHARS]
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

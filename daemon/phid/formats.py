@@ -12,12 +12,12 @@ from pydantic_core import PydanticCustomError
 MAX_SCHEMA_BYTES = 16_384
 MAX_SCHEMA_DEPTH = 32
 MAX_SCHEMA_ITEMS = 4096
-"""Of all its minItems, maxItems, minProperties and maxProperties together."""
+"""The most that all its minItems, maxItems, minProperties and maxProperties may add up to."""
 
 _NOTES = {"$schema", "$comment", "title", "description", "default", "examples"}
 _DEFINED = {"$defs", "definitions"}
-# Left out: `pattern`, for one of two backslashes holds the runtime for minutes; whatever intersects
-# schemas, which can take as long; and exclusive bounds, where it lets a number equal them.
+# Left out: `pattern`, for two backslashes in one hold the runtime for minutes; keywords that
+# intersect schemas, which can take as long; exclusive bounds, which it lets a number equal.
 _COUNTS = {"minItems", "maxItems", "minProperties", "maxProperties"}
 _PLAIN = {
     *("type", "enum", "const", "format", "required"),
@@ -34,7 +34,7 @@ def _not_taken(says: str) -> PydanticCustomError:
 
 
 def _taken(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema, if it costs the runtime little, whatever it says."""
+    """The schema, if the runtime can surely compile it at little cost."""
     try:
         text = json.dumps(schema, allow_nan=False, separators=(",", ":"))
     except ValueError:
@@ -59,7 +59,7 @@ def _parts(schema: Any, depth: int) -> Iterator[dict[str, Any]]:
         raise _not_taken(f"at most {MAX_SCHEMA_DEPTH} schemas within each other")
     if unknown := schema.keys() - _KNOWN:
         raise _not_taken(f"the keyword {min(unknown)[:32]!r} is not supported")
-    # Beside others they would be intersected, which can take as long as it likes.
+    # Beside other keywords they would be intersected, which can take minutes.
     alone = schema.keys() & {"anyOf", "$ref"}
     if alone and len(schema.keys() - _NOTES - _DEFINED) > 1:
         raise _not_taken(f"{min(alone)} stands alone in a schema")

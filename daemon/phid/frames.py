@@ -1,4 +1,4 @@
-"""Pictures from files, and cut into the pixel values Phi-3.5-vision was trained on."""
+"""Decodes picture files, and cuts them into the pixel values Phi-3.5-vision was trained on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Picture: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 cv2.setNumThreads(1)
 
 _WHITE = (255, 255, 255)
-# CLIP's mean and deviation of red, green and blue, as a value for each of a byte's 256.
+# CLIP's mean and deviation of red, green and blue; then the result for each value of a byte.
 _MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 _DEVIATION = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 _NORMALISED = ((np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - _MEAN) / _DEVIATION)[
@@ -60,7 +60,7 @@ _SHRUNK = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 
-# What undoes each EXIF orientation: what the camera turned or mirrored, in the order it is undone.
+# The steps that undo each EXIF orientation, in order.
 _UPRIGHT: dict[int, tuple[Callable[[Any], Any], ...]] = {
     2: (lambda p: cv2.flip(p, 1),),
     3: (lambda p: cv2.rotate(p, cv2.ROTATE_180),),
@@ -118,8 +118,8 @@ def decode(data: bytes, facts: ImageFacts | None = None, shrink: int = 1) -> Pic
 
     Grey becomes three equal channels, 16 bits are rounded to 8, CMYK is converted as if printed
     without a profile, and what is transparent shows white, as the ground of the crops is. With
-    `shrink` (2, 4 or 8) a JPEG's sides are so many times shorter, rounded up. Whether there is the
-    memory for it (`images.decoding_bytes`) is for the caller to see.
+    `shrink` (2, 4 or 8) a JPEG's sides are so many times shorter, rounded up. The caller sees to it
+    that there is memory for it (`images.decoding_bytes`).
     Raises Refused (unsupported) for a body that is broken or ends early.
     """
     facts = facts or inspect(data)
@@ -184,9 +184,9 @@ def _cut(picture: Picture, cut: Plan) -> Pixels:
 
 
 def thumbnail(data: bytes, facts: ImageFacts) -> Picture:
-    """A file's grey levels, uint8 (32, 32): each the mean of its place, so that noise is not.
+    """A file's grey levels, uint8 (32, 32): each is the mean of an area, which evens out noise.
 
-    A large JPEG is decoded no larger than that takes.
+    A large JPEG is decoded at a reduced size.
     """
     picture = decode(data, facts, thumbnail_shrink(facts))
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
@@ -230,7 +230,7 @@ def _flags(facts: ImageFacts, shrink: int) -> int:
 
 
 def _rgb(picture: Picture, facts: ImageFacts) -> Picture:
-    """Convert to RGB of 8 bits, some rows at a time: copies of the whole would take several."""
+    """Convert to RGB of 8 bits, some rows at a time: each step copies what it converts."""
     if picture.dtype not in (np.uint8, np.uint16):
         raise _broken(facts)
     made = np.empty((*picture.shape[:2], 3), np.uint8)
@@ -284,7 +284,7 @@ def _resize(picture: Picture, width: int, height: int) -> Picture:
 
 
 def _loses_an_edge(side: int, wanted: int, ratio: float) -> bool:
-    """Whether halvings, each of which leaves out what is odd, take more than a little of it."""
+    """Whether halvings, each of which drops an odd last pixel, lose too much of a side."""
     halved, scale = side, 1
     while ratio / scale >= 3 and halved >= 2:
         halved, scale = halved // 2, scale * 2
@@ -311,8 +311,8 @@ def _broken(facts: ImageFacts) -> Refused:
 
 
 def _check_scans(data: bytes, facts: ImageFacts) -> None:
-    # Neither can be compressed data: there 0xff is followed by 0. The first scan comes after the
-    # header, where a thumbnail can have an end of its own.
+    # Neither marker can be compressed data: there 0xff is followed by 0. The search begins after
+    # the header, for a thumbnail in it can have an end marker of its own.
     first = data.find(_SCAN, facts.body)
     pixels = facts.width * facts.height
     if first < 0 or data.rfind(_END, first) < 0 or pixels > len(data) * _MOST_PIXELS_PER_BYTE:
@@ -325,7 +325,7 @@ def _check_scans(data: bytes, facts: ImageFacts) -> None:
 
 
 def _check_chunks(data: bytes, facts: ImageFacts) -> None:
-    """Refuse a PNG whose chunks do not lie in it: OpenCV makes room for all they claim to have."""
+    """Refuse a PNG whose chunks reach beyond its end: OpenCV makes room for all they claim."""
     at = 8
     try:
         for _ in range(_MOST_CHUNKS):
@@ -341,7 +341,7 @@ def _check_chunks(data: bytes, facts: ImageFacts) -> None:
 
 
 def _check_words(words: str, facts: ImageFacts) -> None:
-    """Refuse what the JPEG decoder mended: it fills with grey and says so nowhere else."""
+    """Refuse a JPEG that the decoder mended: it fills in grey, and says so only on stderr."""
     extraneous = _EXTRANEOUS.search(words)
     if extraneous is not None and int(extraneous[1]) > _HARMLESS_BYTES:
         raise _broken(facts)

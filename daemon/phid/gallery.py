@@ -1,4 +1,4 @@
-"""The newest frame of each camera topic that requests may name, until one asks for it."""
+"""The newest frame of each camera topic that requests may name, for when one asks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Gallery:
     # The network's thread.
 
     def offer(self, topic: str, payload: bytes, at: float, ts: float) -> None:
-        """Keep a frame if its topic is one of those; the longest unheard make room for it."""
+        """Keep a frame if `rules` cover its topic; the topics longest unheard make room for it."""
         rules = self.rules
         if not any(matches(one, topic) for one in rules.filters):
             return
@@ -48,7 +48,7 @@ class Gallery:
             unheard = min(others, key=lambda name: others[name].at)
             held_bytes -= len(others.pop(unheard).payload)
             del self._frames[unheard]
-        # In its place, never out of it first: the owner may look at any moment.
+        # Replaced in one step, never removed first: the owner may look at any moment.
         self._frames[topic] = Frame(payload, at, ts, number=0)
 
     # The owner's thread.

@@ -1,4 +1,4 @@
-"""Which pictures an engine has answered last: what looks the same need not be asked about again."""
+"""Remembers the pictures an engine answered last: one that looks the same is not run again."""
 
 from __future__ import annotations
 

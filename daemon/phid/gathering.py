@@ -19,7 +19,7 @@ class _Held:
 
 
 class Gathering:
-    """The incomplete requests, and the parts that came before theirs. Owner thread only."""
+    """The incomplete requests, and parts that came before their request. Owner thread only."""
 
     def __init__(self, *, limit_bytes: int, keep_s: float) -> None:
         self.parts = Parts(limit_bytes=limit_bytes, keep_s=keep_s)
@@ -30,7 +30,7 @@ class Gathering:
 
     @property
     def size_bytes(self) -> int:
-        """Of the requests that are held, without their parts, which have a limit of their own."""
+        """The size of the held requests, without their parts, which have a limit of their own."""
         return sum(ticket.size_bytes for ticket in self._held)
 
     def share(self, client: str) -> int:
@@ -48,15 +48,15 @@ class Gathering:
         self.parts.wait_on(ticket.key)
 
     def add(self, key: Key, n: int, part: Part, now: float, *, kept: bool) -> Ticket | None:
-        """Keep a part, `kept` on the disk too: the request that it belongs to, if that is held."""
+        """Keep a part (`kept`: on the disk too): the request it belongs to, if that is held."""
         self.parts.prune(now)
         self.parts.add(key, n, part, now, kept=kept)
         return next((t for t in self._held if t.key == key), None)
 
     def came_apart(self, ticket: Ticket, asked: tuple[Picture, ...]) -> dict[int, Image]:
-        """What an open request has of the pictures that it is `asked` with again, by their places.
+        """The pictures that came apart for an open request which is `asked` again, by their places.
 
-        Those that come along are not among them.
+        Those that the new message brings itself are not among them.
         """
         held = self._held.get(ticket)
         has = ticket.job.images if held is None else held.pictures
@@ -86,13 +86,13 @@ class Gathering:
             self._take(ticket)
 
     def _take(self, ticket: Ticket) -> dict[int, Part]:
-        """Its parts; the disk keeps those of a request that it keeps, until that is answered."""
+        """Its parts; if the disk keeps the request, it keeps them too until that is answered."""
         return self.parts.take(ticket.key, for_good=ticket.number is None)
 
     def expired(self, now: float) -> list[tuple[Ticket, Failure]]:
         """Those that cannot become complete any more, with what their requesters are told.
 
-        They have waited long enough, or there was no room for what had come.
+        They have waited long enough, or there was no room for one of their parts.
         """
         ended = []
         for ticket, held in self._held.items():

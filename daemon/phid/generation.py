@@ -31,13 +31,13 @@ from phid.stops import StopFilter
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-# ONNX Runtime's words, GenAI's for a job's cache, and CUDA's.
+# What ONNX Runtime says, GenAI for a job's cache, and CUDA.
 _NO_MEMORY = re.compile(
     r"Failed to allocate memory|Could not allocate the key-value cache|out of memory", re.IGNORECASE
 )
 
 
-# Of a context, what a conversation leaves to the answer, if that is to be so long.
+# A conversation leaves a quarter of the context to the answer, if that may be so long.
 _ANSWERS_SHARE = 4
 
 
@@ -50,11 +50,11 @@ class Stream(Protocol):
 
     @property
     def image_tokens(self) -> int:
-        """How many of these are images."""
+        """How many of the prompt's tokens are images."""
 
     @property
     def cached_tokens(self) -> int:
-        """How many of the prompt's need not be computed: they have been, for the job before."""
+        """How many of the prompt's tokens are in the cache already, from the job before."""
 
     @property
     def crops(self) -> int:
@@ -103,7 +103,7 @@ def generate(
     event. The joined text of the Tokens events is the text of Finished, always: what was held back
     for a stop string that did not come is sent with the last token, or by itself (`count` 0) where
     no more token was generated. Bytes at the end that make no whole character are dropped; inside
-    the text they become U+FFFD. An answer whose last `loop_tokens` (0: any number) only repeat
+    the text they become U+FFFD. An answer whose last `loop_tokens` (0: never) only repeat
     themselves ends there.
     """
     if cancelled():
@@ -127,19 +127,19 @@ def generate(
 
 
 def _open(job: Job, runtime: Runtime) -> tuple[Stream, int]:
-    """The job with its history before it, and how many turns of that are in the prompt.
+    """Open the job with its history: the stream, and how many turns of that are in the prompt.
 
     A history that leaves no room for the answer, or that the runtime does not take, is halved until
-    it does: what is left is in the cache for the turns that follow. Raises Refused where the job
-    alone is refused.
+    it fits: the turns that follow find the rest in the cache. Raises Refused where the job alone is
+    refused.
     """
     history = job.history or ()
-    # Who asks for the whole context would have no history at all.
+    # Else a job that asks for the whole context would have no history at all.
     room = min(job.sampling.max_tokens, runtime.facts.context // _ANSWERS_SHARE)
     while True:
         turns = _conversation(history, job.turns)
         try:
-            # It may take less of a history than of a prompt.
+            # With a history the runtime may take only a shorter prompt.
             given = None if job.history is None else history
             stream = runtime.open(replace(job, turns=turns, history=given))
         except Refused:
@@ -158,7 +158,7 @@ def _conversation(history: tuple[Turn, ...], turns: tuple[Turn, ...]) -> tuple[T
 
 
 def _later_half(history: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """The newest half of the turns or less, from a user's on."""
+    """The newest half of the turns or less; it begins with a user's."""
     for at in range((len(history) + 1) // 2, len(history)):
         if history[at].role == "user":
             return history[at:]
@@ -170,10 +170,10 @@ def coalesce(
     interval_s: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[RunEvent]:
-    """Pass the events on, those of tokens at least `interval_s` apart: what came between is joined.
+    """Pass the events on, with Tokens joined so that they come at least `interval_s` apart.
 
-    The first token is not held, and nothing is once another event comes. A message for each token
-    takes the CPU from the threads that compute the next one.
+    The first is not held, and any other event releases what is held. A message for each token would
+    take the CPU from the threads that compute the next one.
     """
     held: list[Tokens] = []
     told_s = -math.inf
@@ -194,7 +194,7 @@ def coalesce(
 def describe(error: Exception, *, quote: bool) -> tuple[Code, str]:
     """Put a runtime's exception into a code and one line, in its own words if `quote`."""
     words = str(error).strip().partition("\n")[0][:300]
-    # ONNX Runtime says it in words where the allocation was its own.
+    # Where an allocation of ONNX Runtime's own fails, only the words tell.
     if isinstance(error, MemoryError) or _NO_MEMORY.search(words):
         return Code.NO_MEMORY, "there is not enough memory for it"
     name = type(error).__name__
@@ -287,8 +287,8 @@ class _Run:
         if (finish := self._interrupted()) is not None:
             return finish
         for tokens in stream.prefill():
-            # Of the last slice the first token tells, which is at hand: whoever has just been woken
-            # waits longest for a processor.
+            # The first token tells of the last slice, for it is at hand: a service just woken for
+            # this event would wait longest for a processor when the token comes.
             if tokens < stream.prompt_tokens:
                 yield Prefilled(self._job.id, tokens)
             if (finish := self._interrupted()) is not None:

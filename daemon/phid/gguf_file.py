@@ -25,8 +25,8 @@ Floats = npt.NDArray[np.float32]
 class Matrix:
     """Quantised weights: value = scale * (code - zero), a scale and a zero for each block.
 
-    `codes` is (rows, blocks, 32), unpacked; `scales` and `zeros` are (rows, blocks). Without
-    zeros it is the middle of the codes' range.
+    `codes` is (rows, blocks, 32), unpacked; `scales` and `zeros` are (rows, blocks). If `zeros` is
+    None, every zero is the middle of the codes' range.
     """
 
     codes: Bytes
@@ -49,7 +49,7 @@ class Matrix:
         return replace(self, codes=codes, scales=scales, zeros=zeros, bits=8)
 
     def with_whole_zeros(self) -> Self:
-        """The nearest of ten matrices a block: the zeros on both sides, with five scales each.
+        """For each block the nearest of ten: the whole zeros on both sides, with five scales each.
 
         Nearest in squared error, each scale being corrected to its least-squares value.
         """

@@ -22,7 +22,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 from phid.gguf_file import BLOCK, Bytes, Gguf, Matrix, read_gguf, stacked
 
 _EIGHT_BITS = ("attn_qkv", "ffn_down")  # and the head, which is Q8_0 in the file
-_CONTROL = 3  # GGUF's number of the token type that text never makes
+_CONTROL = 3  # GGUF's number for control tokens, which text never makes
 _ALIGNMENT = 64  # bytes: weights are used where they are mapped, so each starts a cache line
 _CONTRIB = {
     "GatherBlockQuantized",
@@ -122,7 +122,7 @@ class _Graph:
         return name
 
     def weight(self, name: str, values: npt.NDArray[Any], *, also: str = "") -> str:
-        """The weight's name; `also` names the same bytes with all but the first axis as one."""
+        """The weight's name; `also` names the same bytes with all axes but the first merged."""
         self._data.write(bytes(-self._data.tell() % _ALIGNMENT))
         place = {
             "location": "model.onnx.data",
@@ -173,7 +173,7 @@ def _model(
         gather_axis=0,
         quantize_axis=1,
     )
-    added = ""  # what the last part adds to the residual, which the next norm does
+    added = ""  # the last part's output: the next norm adds it to the residual
     for layer in range(shape.layers):
         progress(layer / shape.layers)
         residual, added = _layer(graph, source, shape, layer, residual, added)

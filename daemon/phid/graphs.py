@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of onnx.proto: the fields that lead from a model to where its weights are.
+# Field numbers of onnx.proto that lead from a model to where its weights are.
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_TYPE, _NODE_ATTRIBUTE = 1, 4, 5
@@ -19,7 +19,7 @@ _KEY, _VALUE = 1, 2
 _BLOCK_SIZE = re.compile(rb"block_size\x18([\x80-\xff]?)([\x00-\x7f])")
 
 BLOCK = 32
-"""How many weights share a scale where nothing says it: the usual, and the larger in memory."""
+"""How many weights share a scale if nothing says it: usual, and errs towards more memory."""
 
 
 class NotOnnx(ValueError):  # noqa: N818 - it is an answer
@@ -38,7 +38,7 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The weights of a model, of its branches and loops too, and which are only looked up in."""
+    """The weights of a model, its branches and loops included, and which are lookup tables."""
 
     weights: tuple[Weight, ...]
     looked_up: frozenset[str]
@@ -53,12 +53,12 @@ class Graph:
         return ends
 
     def read_bytes(self) -> int:
-        """What a step reads of the weights: all but the tables that it takes single rows of."""
+        """The bytes of weights that a step reads: all but tables that it takes single rows of."""
         return sum(w.length for w in self.weights if w.name not in self.looked_up)
 
 
 def block_size(path: Path) -> int:
-    """How many of the weights in this graph share a scale; else BLOCK. Raises OSError."""
+    """How many weights of this graph share a scale; BLOCK if it does not say. Raises OSError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         found = _BLOCK_SIZE.search(data)
         if found is None:
@@ -109,8 +109,8 @@ def _node(
         elif number == _NODE_ATTRIBUTE:
             for part, (first, last) in _fields(data, at, to):
                 if part in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
-                    # A branch's or a loop's: what is in it is counted as read in lookups only,
-                    # for the large ones are the rotary caches of both context lengths.
+                    # A branch's or a loop's graph: its weights count as lookup tables, for the
+                    # large ones are the rotary caches of both context lengths.
                     inner: list[Weight] = []
                     _graph(data, first, last, inner, looked_up)
                     weights += inner

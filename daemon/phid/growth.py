@@ -8,13 +8,13 @@ from itertools import pairwise
 
 # The first jobs fill arenas and pools, which stay. So does the first job of a size not seen yet.
 _WARM_UP = 8
-# What is kept: when there are so many, every two become one, for a slow leak shows in days.
+# The most samples: when there are so many, every two become one, for a slow leak shows in days.
 _MOST = 128
 _FEWEST = 32
-# Below this share of what it held at first a restart would not pay, whatever the setting says.
+# A growth below this share of what it held at first is not worth a restart, whatever is set.
 _LEAST_SHARE = 0.1
-# A leak goes on: no quarter of the line may rise more slowly than this share of the whole. A step,
-# or what nears a limit, does.
+# A leak goes on: each quarter of the line must have at least this share of the whole line's slope.
+# A step, or a curve that nears a limit, does not.
 _STEADY = 0.6
 
 

@@ -12,15 +12,15 @@ from phid.errors import Code, Refused
 from phid.native import og
 
 BYTES = 64 << 20
-"""What the first schema takes for good (measured: 38 MiB, most of it the vocabulary as a trie),
-and what those that are remembered take."""
+"""Memory that the first schema takes for good (measured: 38 MiB, most of it the vocabulary as a
+trie), and that the remembered schemas take."""
 
-# no_forcing: tokens that it forces can end inside a UTF-8 character, and it fails on the half. No
+# no_forcing: forced tokens can end inside a UTF-8 character, and llguidance fails on the half. No
 # white space between values: a small model would go on with it for ever.
 _HEAD = '%llguidance {"no_forcing": true}\nstart: %json '
 _COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 
-# By what its messages say; the rest of them can quote the schema, or the answer so far.
+# The runtime's messages in our words: its own can quote the schema, or the answer so far.
 _WORDS = (
     (r"Unimplemented keys", "it has a keyword that is not supported"),
     (r"Unknown format", "it has a format that is not known"),

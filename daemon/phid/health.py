@@ -74,7 +74,7 @@ KEYS: dict[str, str] = {
 """Every key of out/health with its meaning; a sensor that is absent is an absent key."""
 
 PLACEMENT = "placement_pct_"
-"""How the keys begin that end in a provider's name: their number is not known beforehand."""
+"""The prefix of keys that end in a provider's name; their number is not known beforehand."""
 
 
 class Health:

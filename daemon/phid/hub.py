@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 
-# Before the import, which reads them. Xet is another transport, with a cache of its own; it and
-# whatever tells others of us is left out.
+# Set before the import, which reads them. They turn off Xet, another transport with a cache of its
+# own, and whatever tells others of us.
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
@@ -116,12 +116,13 @@ def bytes_from(
 ) -> Iterator[tuple[str | None, Iterator[bytes]]]:
     """The file's ETag and its bytes from `offset` on, as they come.
 
-    `etag` is what the bytes before had: Changed is raised if it is another by now, or if the
-    server sends them all again. Raises HubError or Interrupted, here or while they are read.
+    `etag` is that of the bytes already here: Changed is raised if it is another by now, or if the
+    server sends the file from its beginning. Raises HubError or Interrupted, here or while they
+    are read.
     """
     url = hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit, endpoint=endpoint())
     headers = build_hf_headers(library_name="phid", library_version=__version__)
-    headers["Accept-Encoding"] = "identity"  # another encoding has no such ranges
+    headers["Accept-Encoding"] = "identity"  # offsets are those of the file's own bytes
     if offset:
         headers["Range"] = f"bytes={offset}-"
         if etag is not None:

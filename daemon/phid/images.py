@@ -21,7 +21,8 @@ MAX_SIDE = 16_384
 
 CROP_SIDE = 336
 MAX_CROPS = 16
-# In pixels of the crops: how far means of pixels may reach over the edge, or end before it.
+# How far a JPEG decoded smaller may reach over the picture's edge, in pixels of the crops; and how
+# much of it halvings may lose.
 MOST_BEYOND = 0.05
 _TILE = 12  # tokens along one side of a crop: 24 patches of 14 pixels, merged two by two
 
@@ -30,7 +31,7 @@ _MOST_STEPS = 500
 _MOST_TAGS = 200
 _ORIENTATION = 0x0112
 _RGB = 3
-# What a WebP's pixel takes, and its decoder beside it.
+# The bytes that a WebP's pixel takes, and those that the decoder takes for it.
 _OPAQUE, _TRANSPARENT = (3, 4.0), (4, 6.0)
 
 _FOREIGN = (
@@ -53,8 +54,8 @@ class ImageFacts:
     """What a file's header says: `width` and `height` in pixels as stored, before `orientation`.
 
     `orientation` is EXIF's number, 1 (upright) to 8. `body` is where the compressed data begins
-    at the earliest. A decoded pixel takes `pixel_bytes`; the decoder takes `decoder_bytes` for each
-    beside it, whatever the size it decodes to.
+    at the earliest. A decoded pixel takes `pixel_bytes`; the decoder takes another `decoder_bytes`
+    for each stored pixel, whatever the size it decodes to.
     """
 
     type: ImageType
@@ -110,7 +111,7 @@ def inspect(
     max_pixels: int = MAX_PIXELS,
     max_side: int = MAX_SIDE,
 ) -> ImageFacts:
-    """Read type and size from the header; what the file is called or said to be is not asked.
+    """Read type and size from the header, whatever the file is called or said to be.
 
     Nothing is decoded: the work is bounded whatever the bytes are. Raises Refused: bad_request
     for no bytes at all, too_large over a limit, unsupported for anything else that is no single
@@ -167,10 +168,10 @@ def plan(width: int, height: int, crops: int) -> Plan:
 
 
 def shrink(facts: ImageFacts, width: int, height: int) -> int:
-    """How many times shorter a JPEG's sides can be decoded to be scaled to this size all the same.
+    """How many times shorter a JPEG's sides may be decoded, if it is to be scaled to this size.
 
-    The decoder has the means of 2, 4 or 8 pixels each way at hand, and they are as good a start for
-    scaling as halvings while twice the size wanted is left.
+    The decoder has the means of 2, 4 or 8 pixels each way at hand. They are as good a start for
+    scaling as halvings, as long as twice the wanted size is left.
     """
     if facts.type != "jpeg":
         return 1
@@ -188,8 +189,8 @@ def shrink(facts: ImageFacts, width: int, height: int) -> int:
 def decoding_bytes(facts: ImageFacts, times: int = 1) -> int:
     """The most memory that decoding takes beside the file, with sides so many times shorter.
 
-    While it is decoded, then while it is made RGB, then while that is turned or scaled. By
-    measurement (OpenCV 5.0, the process's peak); what makes up the rest is a copy of the file.
+    The peak of three steps: decoding, making it RGB, turning or scaling that. Measured as the
+    process's peak (OpenCV 5.0); the rest of that is a copy of the file.
     """
     made = facts.decoder_bytes + facts.pixel_bytes / times**2
     converted = (max(facts.pixel_bytes, _RGB) + _RGB) / times**2
@@ -264,9 +265,10 @@ def _jpeg(data: bytes) -> ImageFacts:
 
 
 def _jpeg_decoder_bytes(data: bytes, at: int) -> float:
-    """What the coefficients take, two bytes each, where not all come in one scan.
+    """Bytes a pixel of the coefficients, two bytes each, if they come in more than one scan.
 
-    `at` is the frame header's place. That the first scan has all of them is what libjpeg goes by.
+    `at` is the frame header's place. libjpeg keeps none for a baseline JPEG whose first scan has
+    all channels.
     """
     length, count = unpack_from(">H", data, at + 2)[0], data[at + 9]
     factors = [data[at + 11 + 3 * n] for n in range(count)]

@@ -17,7 +17,7 @@ from phid.settings import Settings
 from phid.topics import Address, Topics
 from phid.traffic import Inbound
 
-# It is kept as long as the outcome is, of a thousand requests.
+# It is kept as long as the outcome, for each of a thousand requests.
 _MAX_CORRELATION_BYTES = 16_384
 _log = log.get("intake")
 
@@ -26,8 +26,8 @@ _log = log.get("intake")
 class RequestArrived:
     """A sound request: it may still be refused for lack of room.
 
-    `inbound` is the message it came in; `apart` are the places of those of its images that it does
-    not bring itself: what cameras showed, or parts that had come before it.
+    `inbound` is the message it came in; `apart` are the places of the images that are not in that
+    message: what cameras showed, or parts that had come before it.
     """
 
     client: str
@@ -131,7 +131,7 @@ Arrival = (
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """What decides how a message is read; replaced as a whole when settings are reloaded."""
+    """The settings by which messages are read; replaced as a whole when they are reloaded."""
 
     topics: Topics
     payload_bytes: int
@@ -156,7 +156,7 @@ class Intake:
         )
 
     def read(self, inbound: Inbound) -> Arrival | None:
-        """What a message means; None for what must be ignored: retained ones and strangers'.
+        """What a message means; None for a retained one, which must be ignored.
 
         Retained requests would be answered again at every reconnect, for ever.
         """
@@ -293,7 +293,7 @@ class Intake:
             raise Refused(Code.BAD_REQUEST, says, field="reply_to")
         if wanted is None:
             return ReplyAddress(self.topics.res(client, request_id), inbound.correlation)
-        # Whoever may publish commands is an operator, and has an inbox of any client's name.
+        # Whoever may publish commands is an operator: its inbox may have any client's name.
         allow = self.reply_allow
         if operator:
             allow = (*allow, self.topics.rx("+"))
@@ -309,7 +309,7 @@ def _is_raw(inbound: Inbound) -> bool:
 
 
 def _check_session(request: Request, address: Address) -> None:
-    """Raises Refused for a session that nobody could have to himself, or that is not of text."""
+    """Raises Refused for a session without a client that owns it, or with pictures."""
     if request.session is None:
         return
     if address.client == topics.ANON:

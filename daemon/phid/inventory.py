@@ -1,4 +1,4 @@
-"""What is told of a model, here or to be had: as values for programs, in words for people."""
+"""What is said of a model, here or in the catalog: as values for programs, in words for people."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def build_line(build: Build) -> str:
 
 
 def in_words(known: dict[str, Any], build: Build | None) -> dict[str, str]:
-    """What there is to be said of all that is known, by what it is about."""
+    """What is known of a model in words, by heading."""
     lines = {"name": str(known["name"])}
     if build is not None:
         lines["model"] = f"{build.title or build.name}, {build.kind}"

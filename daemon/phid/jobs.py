@@ -30,7 +30,7 @@ class Turn:
 class Sampling:
     """How tokens are chosen and when to stop; temperature 0 is greedy.
 
-    `schema` is a JSON Schema, as text: the answer is held to it. None: it is text.
+    `schema` is a JSON Schema, as text, that the answer is held to; None: plain text.
     """
 
     max_tokens: int = 256
@@ -50,15 +50,15 @@ class Load:
     """Load this model; the first command an engine gets, answered by Ready or LoadFailed.
 
     `threads` 0 means: as many as the CPU affinity and the cgroup quota allow; `prefill_slice` 0: as
-    many tokens as suit the provider. `max_context`
-    caps the model's own context (tokens), 0 leaves it. `processor` says who makes a vision model's
-    pixels: phid, within a job's budget of crops, or the runtime's own, always up to 16.
-    `memory_bytes` is the most the process may take in all; 0: what the machine has. An answer whose
-    last `loop_tokens` repeat themselves ends there; 0: it goes on. With `prefix_cache` a text model
-    keeps the cache of a job for the next that begins alike. `provider` is
-    one of `providers` and `options` are its own. `proven` is the placement measured when it was
-    chosen (percent of kernel time by provider), for models that cannot be measured in passing;
-    `profile` has every session write a profile from its beginning, which is for a trial only.
+    many tokens as suit the provider. `max_context` caps the model's own context (tokens), 0 leaves
+    it. `processor` says who makes a vision model's pixels: phid, within a job's budget of crops, or
+    the runtime's own, always up to 16. `memory_bytes` is the most the process may take in all; 0:
+    what the machine has. An answer whose last `loop_tokens` repeat themselves ends there; 0: it
+    goes on. With `prefix_cache` a text model keeps the cache of a job for the next one that begins
+    alike. `provider` is one of `providers` and `options` are its own. `proven` is the placement
+    measured when it was chosen (percent of kernel time by provider), for models that cannot be
+    measured while they warm up; `profile` has every session write a profile from its beginning,
+    which is for a trial only.
     """
 
     runtime: Literal["genai", "scripted"]
@@ -89,7 +89,7 @@ class Image:
 class Gate:
     """Lets a job pass if its last image differs from the last one answered under this key.
 
-    `min_change_pct` of the full range of grey, in the place where it differs most.
+    By at least `min_change_pct` of the full range of grey, where the two differ most.
     """
 
     key: str
@@ -102,10 +102,10 @@ class Job:
 
     `budget_s` is what is left of the deadline when the job is handed over: clocks are not
     shared between processes. `crops` is the most 336x336 crops each of `images` may be cut into
-    beside its global view, 1 to 16. With a `gate` it may end as Unchanged. Its first token is told
-    at once, and no more than one message in `gather_s` of those that follow. `history` are the
-    turns of its conversation before `turns`, without a system turn: as many of the newest of them
-    as there is room for are put before its own. None: nothing will go on with it.
+    beside its global view, 1 to 16. With a `gate` it may end as Unchanged. Its first token is sent
+    at once, those that follow in no more than one message in `gather_s`. `history` are the turns of
+    its conversation before `turns`, without a system turn: the newest of them, as many as there is
+    room for, are put before its own. None: no later request goes on with it.
     """
 
     id: str
@@ -145,8 +145,8 @@ class EngineFacts:
     max_length; `placement` is the percent of kernel time by provider, measured, and `provider` the
     one with most of it, or "unknown"; `tokens_per_s` is what a few tokens gave while warming up;
     `crops_padded` says that the vision graph takes no fewer than 17 views, so that a small budget
-    saves tokens but no work in that graph. `estimate_mb` is what its files make it take of memory,
-    MiB, before any job's cache. `prefill_slice` is how many tokens of a prompt one call takes.
+    saves tokens but no work in that graph. `estimate_mb` is the memory it takes by its files, MiB,
+    before any job's cache. `prefill_slice` is how many tokens of a prompt one call takes.
     """
 
     model: str
@@ -193,7 +193,7 @@ class Started:
     """The job's prompt fits and its prefill begins.
 
     `image_tokens` of the `prompt_tokens` are its images, and `cached_tokens` are computed already.
-    So many turns of its `history` are in the prompt.
+    `history` is how many turns of the job's history are in the prompt.
     """
 
     job_id: str
@@ -207,7 +207,7 @@ class Started:
 class Prefilled:
     """So many of the prompt's tokens are in the cache: a sign of life.
 
-    When all are, no Prefilled says so but the first Tokens (or the end).
+    When all are, the first Tokens (or the end) says so, and no Prefilled.
     """
 
     job_id: str

@@ -56,7 +56,7 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def open(self) -> Left | None:
-        """What was left, and the thread started. Raises JournalTooNewError.
+        """Start the thread: what an earlier run has left. Raises JournalTooNewError.
 
         A file that is damaged or not ours is set aside, and a new one begun. One that cannot be
         opened is tried again at each write: None, and what was left is posted when it is read.
@@ -118,7 +118,7 @@ class Journal:
         """All in one commit, or else one by one: an outcome may fit where a frame does not."""
         began = time.monotonic()
         if self._database is None and not self._open_late():
-            # Once for all of them: one that is locked takes its time to say so.
+            # One try for all of them: a locked file takes its time to say so.
             for entry in entries:
                 self._post(NotWritten(entry, self.failing or ""))
         elif self._commit(entries) is None:
@@ -133,7 +133,7 @@ class Journal:
 
     def _written(self, entries: list[Entry]) -> None:
         for entry in entries:
-            # Before the owner hears of it: what the broker waits for is on the disk.
+            # It is on the disk: its message can be acknowledged before the owner hears of it.
             if isinstance(entry, Awaited) and entry.decided is not None:
                 entry.decided.set()
         self._post(Written(tuple(entries)))
@@ -158,7 +158,7 @@ class Journal:
         return None
 
     def _open(self) -> Left | None:
-        """What is there, when it is opened for the first time. Raises JournalTooNewError.
+        """Open the file: what is there, the first time; later None. Raises JournalTooNewError.
 
         None too if it cannot be opened: `failing` says why.
         """
@@ -182,7 +182,7 @@ class Journal:
         """True if it is open now; what an earlier run has left there is posted once."""
         try:
             left = self._open()
-        except JournalTooNewError as error:  # it was another's when we started
+        except JournalTooNewError as error:  # another process held it when we started
             self._failed(error)
             return False
         if left is not None:
@@ -191,12 +191,12 @@ class Journal:
 
     def _failed(self, error: Exception) -> str:
         self.failures += 1
-        says = str(error) or "out of memory"  # as SQLite's MemoryError says nothing
+        says = str(error) or "out of memory"  # SQLite's MemoryError has no text
         reason = f"{self._path}: {says}"
         if self.failing is None:
             _log.error("journal_not_written", reason=reason)
         self.failing = reason
-        # One that has run out of memory may be within a transaction still.
+        # A connection that has run out of memory may still be within a transaction.
         if isinstance(error, OSError | MemoryError) or "disk I/O" in says or "readonly" in says:
             self._close()
         return reason
@@ -253,7 +253,7 @@ class Journal:
         with _transaction(database):
             for statement in tables.CREATE.split(";"):
                 database.execute(statement)
-        # Behind the tables: one that an earlier version did not have fits into a full file, too.
+        # Set after the tables are made: a table new in this version fits into a full file, too.
         database.execute(f"PRAGMA max_page_count={int(self.max_bytes * _HEADROOM) // _PAGE_BYTES}")
         (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if sound != "ok":

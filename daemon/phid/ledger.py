@@ -32,10 +32,10 @@ class ReplyAddress:
 class Ticket:
     """One accepted request, from its arrival to its outcome. Times are monotonic seconds.
 
-    `number` is its place in the journal, if it is kept there: `mark` says whether it is on the
-    disk that deltas of it are published, `told` that the broker has its outcome for each who asked,
-    of whom `untold` are left. An outcome is `published` once it is on its way, after `last_delta`
-    if that has waited for the disk. `model` is the one that answers, once that is decided.
+    `number` is its place in the journal, if it is kept there. `mark` says whether it is on the disk
+    that its deltas are published, `told` that the broker has its outcome for everyone who asked;
+    `untold` is how many are left. An outcome is `published` once it is on its way, after
+    `last_delta` if that has waited for the disk. `model` is the one that answers, once decided.
     """
 
     client: str
@@ -109,7 +109,7 @@ class Ledger:
         self._open: dict[Key, Ticket] = {}
         self._ended: OrderedDict[Key, Ticket] = OrderedDict()
         self._unnamed: dict[tuple[str, str], Ticket] = {}
-        self._forgets_at = math.inf  # no outcome is to be forgotten before
+        self._forgets_at = math.inf  # no outcome is to be forgotten before this
 
     def __len__(self) -> int:
         return len(self._open) + len(self._ended)
@@ -148,7 +148,7 @@ class Ledger:
             self._unnamed[ticket.topic, ticket.digest] = ticket
 
     def drop(self, ticket: Ticket) -> None:
-        """Know nothing of it any more: it was not taken after all."""
+        """Forget an open request: it was not taken after all."""
         del self._open[ticket.key]
         self._disown(ticket)
 
@@ -160,9 +160,9 @@ class Ledger:
         self._forgets_at = min(self._forgets_at, ticket.forget_at)
 
     def close(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
-        """Keep the outcome for the dedupe window: as long as the deadline was, or keep_s.
+        """Keep the outcome for the dedupe window: the longer of the deadline and `keep_s`.
 
-        A ticket that was never opened, for its name is another's by damage, takes no place of that.
+        A ticket that was never opened, for damage gave it another's name, leaves that one open.
         """
         if self._open.get(ticket.key) is ticket:
             del self._open[ticket.key]
@@ -180,7 +180,7 @@ class Ledger:
         self._forgets_at = min(self._forgets_at, ticket.forget_at)
 
     def prune(self, now: float) -> None:
-        """Forget outcomes whose window is over; to ask at every turn costs nothing."""
+        """Forget outcomes whose window is over; cheap enough to call in every turn."""
         if now < self._forgets_at:
             return
         kept = self._ended.values()

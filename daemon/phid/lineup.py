@@ -38,11 +38,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Lineup:
-    """The models of this device, and whose turn it is where a request names none.
+    """The models of this device, and which one answers where a request names none.
 
-    `text` answers on in/text, `frame` on in/frame; `pinned` ones stay loaded. `find` gives another
-    one that is on this machine, for whoever operates it; `again` looks anew, where there is none,
-    for such as have come whole, and reads one graph at a time at most.
+    `text` answers on in/text, `frame` on in/frame; `pinned` ones stay loaded. `find` gives any
+    other model on this machine, for operators; where there is no model at all, `again` looks for
+    those that have come whole, and reads one graph at most at each call.
     """
 
     models: tuple[Model, ...] = ()
@@ -61,8 +61,8 @@ def read(
 ) -> Lineup:
     """The models that the settings name, there or not; none if there is not even a default.
 
-    `measured`: of several one is chosen by how fast this machine is, too, which takes a second.
-    Of those that are `here`; left out: of all in the models folder.
+    `measured`: the choice among several goes by this machine's speed too, which takes a second.
+    `here` are the models to choose from; left out: all in the models folder.
     """
     engine = settings.engine
     nothing = replace(NOTHING, find=lambda name: _stored(settings, name), again=_Again(settings))
@@ -85,7 +85,7 @@ def read(
 
 
 def absence(load: Load) -> str | None:
-    """That there is no such model, in words; None where there is, whole or not."""
+    """Says in words that there is no such model; None if there is one, whole or not."""
     if load.runtime == "scripted":
         return None
     folder = Path(load.path)
@@ -99,14 +99,14 @@ def absence(load: Load) -> str | None:
 
 
 def has_changed(model: Model) -> bool:
-    """Whether its files are other ones than those that it was reckoned from."""
+    """Whether its files have changed since it was reckoned from them."""
     return model.load.runtime != "scripted" and proven.fingerprint(Path(model.load.path)) != (
         model.seen
     )
 
 
 def reckoned(model: Model) -> Model:
-    """The model by the files that it has now; itself where they have not changed."""
+    """The model reckoned anew from its files; itself where they have not changed."""
     if not has_changed(model):
         return model
     kind, needed, seen = _reckon(Path(model.load.path))
@@ -123,7 +123,7 @@ def model_of(
 ) -> Model | None:
     """The model of this name or path; None where an empty name finds none that can run.
 
-    Of several it means the one of this kind that `fit` prefers; `measured` and `here` as for
+    An empty name means the one of this kind that `fit` prefers; `measured` and `here` as for
     `read`.
     """
     engine = settings.engine
@@ -166,20 +166,20 @@ class _Again:
         self._read: set[Path] = set()
 
     def __call__(self, now: float) -> Lineup:
-        """What the settings mean of all that is whole; nothing while there is more to be read."""
+        """The lineup out of the models that are whole; NOTHING while there are graphs to read."""
         try:
             found = store.models(self._settings.models_dir)
             before = self._newcomers
             self._newcomers = {m.path: before.get(m.path) or Newcomer(m.path) for m in found}
             whole = [model for model in found if self._newcomers[model.path].is_whole(now)]
             unread = [model.path for model in whole if model.path not in self._read]
-            if unread:  # a graph takes tens of milliseconds, and is remembered then
+            if unread:  # one takes tens of milliseconds, once: the result is remembered
                 _reckon(unread[0])
                 self._read.add(unread[0])
             if not whole or unread[1:]:
                 return NOTHING
             return read(self._settings, measured=False, here=whole)
-        except OSError:  # not now
+        except OSError:  # tried again at the next look
             return NOTHING
 
 
@@ -190,7 +190,7 @@ def _stored(settings: Settings, name: str) -> Model | None:
 
 
 def _reckon(folder: Path) -> tuple[Kind | None, int, str]:
-    """What kind of model a folder holds, what its engine will take in bytes, by what was seen.
+    """The kind of a folder's model, the bytes its engine will take, its files' fingerprint.
 
     The bytes are 0 where they are not known.
     """

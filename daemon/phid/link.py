@@ -1,4 +1,4 @@
-"""paho as we use it: it writes on whichever thread has something to say, and reads by `packets`."""
+"""paho as we use it: whichever thread publishes writes to the socket, and `packets` reads."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class Received(paho.MQTTMessage):
 
 
 class SharedClient(paho.Client):
-    """A client on which whoever publishes writes, unless another thread is at the socket.
+    """A client whose publishers write to the socket themselves, unless another thread is at it.
 
-    To wake the thread that reads takes longer than to write while an engine fills the processors.
-    paho's `publish` writes by itself where the loop is not paho's own, but minds no other thread
-    that does. `heard_at` is when something last came from the broker, be it a part of a message.
+    While an engine fills the processors, waking the reading thread takes longer than writing.
+    paho's `publish` writes by itself where the loop is not paho's own, but does not guard against
+    another thread that does. `heard_at` is when something last came from the broker, if only a part
+    of a message.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -43,14 +44,14 @@ class SharedClient(paho.Client):
         self.heard_at = 0.0
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
-        """Read and call back, as paho does, which asks for it when something has come."""
+        """Read and call back, as paho does; it calls this when something has come."""
         with self._at_the_socket:
             failed = super().loop_read(max_packets)
             self.heard_at = time.monotonic()
             return failed
 
     def loop_write(self) -> MQTTErrorCode:
-        """Write what waits, or leave it to the loop's next round, which paho has woken."""
+        """Write what waits; if the socket is taken, paho's loop, which is awake, does it next."""
         if not self._at_the_socket.acquire(blocking=False):
             return MQTTErrorCode.MQTT_ERR_SUCCESS
         try:
@@ -59,7 +60,7 @@ class SharedClient(paho.Client):
             self._at_the_socket.release()
 
     def want_write(self) -> bool:
-        """Whether something waits: what a publisher has in hand may be put back, and waits then."""
+        """Whether something waits; lets a publisher end first, for it may put something back."""
         with self._at_the_socket:
             return super().want_write()
 
@@ -71,8 +72,8 @@ class SharedClient(paho.Client):
     def acknowledge(self, mid: int, qos: int) -> None:
         """Tell the broker that we have this message.
 
-        At QoS 2 it then forgets it, says so, and is told that we heard that (MQTT 5, 4.3.3). paho
-        would only do the last for us.
+        At QoS 2 by PUBREC; the broker then sends PUBREL, and we PUBCOMP (MQTT 5, 4.3.3). paho would
+        only send the last for us.
         """
         if qos == _EXACTLY_ONCE:
             self._send_pubrec(mid)

@@ -18,7 +18,7 @@ _LEVELS = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
-# syslog(3)'s, for journald: it takes them off the line's head (sd-daemon(3)).
+# Priorities of syslog(3): journald takes them off the line's head (sd-daemon(3)).
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 
 
@@ -45,7 +45,7 @@ def configure(level: str = "info", style: Literal["auto", "json", "text"] = "aut
 
 
 class _Lines:
-    """Writes to stderr. A line that cannot be written, to a full disk say, is nobody's trouble."""
+    """Writes to stderr. A line that cannot be written, to a full disk say, is dropped."""
 
     def __init__(self, *, in_journal: bool) -> None:
         self._in_journal = in_journal

@@ -1,4 +1,4 @@
-"""The standing prompts at work: a camera's newest frame to the engine when nobody else wants it."""
+"""Runs the watches: hands a camera's newest frame to the engine when nobody else wants it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from phid.traffic import Connected, Inbound, Subscribed
 from phid.watches import minute_of_day
 from phid.worker import Worker
 
-# A camera whose frames are all bad is told of at most once in this time, whatever its watch says.
+# A camera whose frames are all bad is reported at most once in this time, whatever its watch says.
 _FAILURE_PAUSE_S = 1.0
 # How soon a camera that showed nothing new is looked at again.
 _GATE_PAUSE_S = 1.0
@@ -111,7 +111,7 @@ class Lookout:
     def see(self, inbound: Inbound) -> bool:
         """On the network's thread: put a frame into its slot. True if the owner is to look.
 
-        What is retained shows what was there once, and an empty payload only clears that.
+        A retained frame shows the past, and an empty payload only clears that.
         """
         if inbound.retain or not inbound.payload:
             return False
@@ -150,7 +150,7 @@ class Lookout:
         counts["watch_frames"], counts["watch_dropped"] = self._posts.frames, self._posts.dropped
 
     def due_at(self, *, allowed: bool) -> float | None:
-        """When a frame that waits is wanted; None while there is none, or no engine for it."""
+        """When the next waiting frame is due; None while there is none, or no engine for it."""
         if not allowed or self._look is not None:
             return None
         return min((at for at, post, _ in self._waiting() if self._engine(post)), default=None)
@@ -174,7 +174,7 @@ class Lookout:
             case Unchanged():
                 self._look = None
                 self._health.count("watch_skipped")
-                # A change is to be noticed soon; the interval is one of answers.
+                # Look again soon, to notice a change: `min_interval_s` is the time between answers.
                 pause_s = min(look.post.watch.min_interval_s, _GATE_PAUSE_S)
                 self._wait(look.post, look.seen.topic, now + pause_s)
             case _:
@@ -195,7 +195,8 @@ class Lookout:
 
     def _dispatch(self, now: float) -> None:
         """Hand over the frame whose camera has waited longest, if one is wanted now."""
-        # Each turn notes a frame as looked at, and then looks again: see `slots`.
+        # Look again after each frame taken: the owner is not told of one that came meanwhile,
+        # see `slots`.
         while self._look is None:
             due = [entry for entry in self._waiting() if entry[0] <= now]
             for _, post, topic in sorted(due, key=lambda entry: entry[0]):
@@ -214,7 +215,7 @@ class Lookout:
             return None
 
     def _has_no_model(self, post: Post, topic: str, now: float) -> bool:
-        """True if no engine of ours can answer it, which has been told then; else one is wanted."""
+        """True if no engine of ours can answer it, which is reported; else asks for its model."""
         try:
             self._crew.check(post.watch.model, pictures=True)
             self._crew.want(
@@ -229,7 +230,7 @@ class Lookout:
         return False
 
     def _waiting(self) -> list[tuple[float, Post, str]]:
-        """From when on each new frame is wanted, its watch and its topic."""
+        """When each new frame is due, its watch and its topic."""
         return [
             (post.next_at.get(topic, 0.0), post, topic)
             for post in self._posts.on
@@ -273,7 +274,7 @@ class Lookout:
         return tuple(pictures), ts
 
     def _left(self, post: Post) -> None:
-        """Its watch is gone, or another now."""
+        """The post's watch was deleted or changed."""
         if self._look is not None and self._look.post is post:
             self._give_up()
 
@@ -327,8 +328,8 @@ class Lookout:
 
 
 def _was_cut(event: Finished | Failed) -> bool:
-    """False for an answer that was whole before the word to give it up had come.
+    """False for an answer that was whole before the engine was told to give it up.
 
-    The engine holds later frames against that one, and so it must be told.
+    The engine compares later frames with that one, so its answer must be published.
     """
     return isinstance(event, Failed) or event.finish in (Finish.CANCELLED, Finish.DEADLINE)

@@ -14,11 +14,11 @@ _AGAIN_S = 60.0
 
 
 class Loopback:
-    """Tells silence from peace: some brokers grant a subscription that their ACL then mutes.
+    """Notices a muted subscription: some brokers grant one that their ACL then mutes.
 
-    It says nothing where we may not publish to our own in/, which is an ACL's good right: the
-    broker's PUBACK tells so in MQTT 5. In 3.1.1 it does not, and the proof is not tried; nor is it
-    by a broker that takes one publication at a time, which is the outbox's.
+    It concludes nothing where an ACL does not let us publish to our own in/, which MQTT 5's PUBACK
+    tells. That of 3.1.1 does not, so the ping is not tried there; nor where the broker takes one
+    publication at a time, for that one is the outbox's.
     """
 
     def __init__(self, topics: Topics) -> None:
