@@ -139,7 +139,7 @@ class Desk:
             self.refuse(arrived.reply, arrived.id, refused.failure, decided)
             return False
         ticket = self._open(arrived, now)
-        # The engine may begin meanwhile; nothing is published before the entry is written.
+        # The engine may begin meanwhile; until the entry is written only `accepted` is published.
         being_written = self._records.accept(ticket, arrived, decided)
         self._admit(ticket, arrived, now)
         return being_written
