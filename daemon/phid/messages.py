@@ -266,7 +266,9 @@ class Info(_Told):
     models: list[str] = Field(description="Names that requests may give as `model`.")
     loaded: list[str] = Field([], description="Those of them that answer at once.")
     limits: dict[str, int] = Field(description="As in the settings.")
-    capabilities: list[str] = Field(description="Kinds of request that are answered.")
+    capabilities: list[str] = Field(
+        description="Kinds of request that are answered, and whether sessions are kept."
+    )
 
 
 Answer = Accepted | Delta | Result | ErrorMessage | CtlReply

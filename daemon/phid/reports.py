@@ -111,7 +111,11 @@ def will_payload(session: str) -> bytes:
 def info(settings: Settings, crew: Crew) -> Info:
     """The message for out/info."""
     facts = crew.lead.facts if crew.lead else None
-    kinds = {one.kind for one in crew.facts}
+    capabilities = ["text"]
+    if any(one.kind == "vision" for one in crew.facts):
+        capabilities.append("frame")
+    if settings.sessions.most:
+        capabilities.append("session")
     limits = settings.limits
     return Info(
         device=settings.device,
@@ -136,7 +140,7 @@ def info(settings: Settings, crew: Crew) -> Info:
             "max_tokens": limits.max_tokens,
             "deadline_ms": limits.deadline_ms,
         },
-        capabilities=["text", "frame"] if "vision" in kinds else ["text"],
+        capabilities=capabilities,
     )
 
 

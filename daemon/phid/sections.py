@@ -13,6 +13,8 @@ Seconds = Annotated[float, Field(gt=0, le=_MAX_S, allow_inf_nan=False)]
 SecondsFrom0 = Annotated[float, Field(ge=0, le=_MAX_S, allow_inf_nan=False)]
 MAX_PACKET_BYTES = 268_435_455
 """MQTT's own ceiling."""
+PARTS_KEPT_S = 3600.0
+"""How long the journal keeps parts that no open request asks for."""
 Verb = Literal[
     "ping", "pause", "resume", "drain", "discover", "log", "reload", "restart", "watch", "model"
 ]
@@ -230,8 +232,11 @@ class Vision(Section):
     parts_bytes: int = Field(
         33_554_432, ge=1024, description="Memory that pictures sent in parts may take, in all."
     )
-    parts_s: Seconds = Field(
-        30, description="How long a request waits for its parts, and parts for their request."
+    parts_s: float = Field(
+        30,
+        gt=0,
+        le=PARTS_KEPT_S,
+        description="How long a request waits for its parts, and parts for their request.",
     )
     camera_topics: tuple[str, ...] = Field(
         (), description="Topic filters of cameras whose newest frame a request may name."

@@ -29,6 +29,7 @@ from phid.entries import (
 )
 from phid.jobs import Turn
 from phid.ledger import ReplyAddress
+from phid.sections import PARTS_KEPT_S
 from phid.traffic import Inbound
 
 _Kind = type | UnionType
@@ -63,8 +64,6 @@ CREATE TABLE IF NOT EXISTS conversations (
 """
 """All tables, a statement each; an older file is given those that it lacks."""
 
-# How long parts are kept that no open request asks for.
-_PARTS_KEPT_S = 3600.0
 _NO_REQUEST = """NOT EXISTS (
     SELECT 1 FROM requests
     WHERE requests.client = pictures.client AND requests.id = pictures.id AND outcome IS NULL
@@ -108,7 +107,7 @@ def apply(database: sqlite3.Connection, entry: Entry) -> None:  # noqa: C901, PL
             database.execute("UPDATE requests SET told = 0 WHERE number = ?", (number,))
         case PartKept(client, request_id, n, data, ts):
             _keep(database, client, request_id, n, ts, data)
-            database.execute(_DROP_STRAY_PARTS, (ts - _PARTS_KEPT_S,))
+            database.execute(_DROP_STRAY_PARTS, (ts - PARTS_KEPT_S,))
         case PartsDropped(client, request_id):
             database.execute(_DROP_PARTS, (client, request_id))
         case ConversationKept():

@@ -290,7 +290,7 @@ def test_status_and_info_are_retained_and_the_status_expires(daemon: Daemon) -> 
     assert told["model"]["context"] > 0
     assert told["models"] == ["scripted"]
     assert told["limits"]["backlog"] == 64
-    assert told["capabilities"] == ["text"]
+    assert told["capabilities"] == ["text", "session"]
 
 
 def test_the_status_is_refreshed_before_it_expires(

@@ -88,7 +88,7 @@ def test_text_and_frames_have_each_a_model_of_their_own_in_turn_where_memory_hol
     assert models_told(watcher).count(("smollm2-135m-instruct", "unloaded")) == 2
     info = [h.json for h in watcher.heard if h.topic.endswith("out/info")][-1]
     assert info["loaded"] == ["tiny-phi3v"]
-    assert info["capabilities"] == ["text", "frame"]
+    assert info["capabilities"] == ["text", "frame", "session"]
 
 
 @pytest.mark.model

@@ -206,6 +206,9 @@ def test_pictures_are_in_no_session(asker: Requester) -> None:
 
 def test_a_device_may_keep_none(start_daemon: DaemonFactory, requester: Requester) -> None:
     start_daemon(sessions__most=0)
+    requester.listen(f"{BASE}/dut/out/info")
+    info = requester.wait(lambda h: h.topic.endswith("/info")).json
+    assert info["capabilities"] == ["text"]
     error = requester.ask("x", session="s")
     assert (error["code"], error["field"]) == ("unsupported", "session")
     assert "sessions.most" in error["message"]

@@ -49,6 +49,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_defaults(
         ("mqtt.reconnect_max_s", "1000000000", "1e18"),
         ("limits.drain_s", "1000000000", "inf"),
         ("engine.keep_alive_s", "1000000000", "nan"),
+        ("vision.parts_s", "3600", "3601"),
     ],
 )
 def test_what_no_clock_and_no_packet_can_hold_is_refused_with_the_most_there_may_be(
