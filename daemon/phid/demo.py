@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -204,8 +205,10 @@ def _pip() -> list[str]:
     if importlib.util.find_spec("pip"):
         return [*programs.command("pip")]
     if (found := importlib.util.find_spec("ensurepip")) and found.origin:
-        bundled = sorted((Path(found.origin).parent / "_bundled").glob("pip-*.whl"))
-        if bundled:
+        folders = [Path(found.origin).parent / "_bundled"]
+        if elsewhere := sysconfig.get_config_var("WHEEL_PKG_DIR"):  # Debian's
+            folders.append(Path(elsewhere))
+        if bundled := sorted(wheel for folder in folders for wheel in folder.glob("pip-*.whl")):
             return [sys.executable, str(bundled[-1] / "pip")]  # pip runs from its own wheel
     if uv := shutil.which("uv"):
         return [uv, "tool", "run", "--quiet", "pip"]

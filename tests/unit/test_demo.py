@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -393,8 +394,21 @@ def test_pip_is_found_where_the_environment_has_none(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "pip" else find(name)
     )
-    assert "_bundled" in demo._pip()[-1]
+    assert ".whl" in demo._pip()[-1]
     assert demo.is_ready(demo.prepare(tmp_path / "m"))
+
+
+def test_pip_is_found_where_a_distribution_keeps_its_wheels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("ensurepip", tmp_path / "__init__.py")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: spec if name == "ensurepip" else None
+    )
+    kept = tmp_path / "pip-99-py3-none-any.whl"
+    kept.touch()
+    monkeypatch.setattr(sysconfig, "get_config_var", {"WHEEL_PKG_DIR": str(tmp_path)}.get)
+    assert demo._pip() == [sys.executable, str(kept / "pip")]
 
 
 def test_without_any_pip_it_says_what_to_install(
