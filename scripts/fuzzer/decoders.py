@@ -17,6 +17,7 @@ from phid.intake import (
     ArrivalRefused,
     CancelArrived,
     CommandArrived,
+    ForgetArrived,
     Intake,
     RequestArrived,
 )
@@ -136,6 +137,9 @@ class Decoders:
                 assert inbound.retain
                 return False
             case CancelArrived():
+                return True
+            case ForgetArrived(_, session):
+                assert topics.is_level(session)
                 return True
             case ArrivalRefused():
                 assert arrival.failure.code is not Code.INTERNAL, arrival.failure.message

@@ -346,7 +346,10 @@ class Source:
         dice = self.dice
         if "/text" in topic:
             return self._grammatical()
-        keys = ["id"] if "/cancel" in topic else dice.sample([*commands.Command.model_fields], 2)
+        if "/cancel" in topic:
+            keys = [dice.choice([*commands.CancelRequest.model_fields])]
+        else:
+            keys = dice.sample([*commands.Command.model_fields], 2)
         return json.dumps({key: self._likely(key) for key in keys}).encode()
 
     def toml(self) -> str:
