@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ def reborn(daemon: Daemon) -> None:
 
 def accepted(asker: Requester) -> None:
     """Whatever was sent before this has been decided and written: the broker's word is in order."""
-    asker.request({"prompt": "x", "id": "probe", "max_tokens": 0})
-    asker.outcome("probe")
+    probe = f"probe-{uuid.uuid4().hex[:8]}"
+    asker.request({"prompt": "x", "id": probe, "max_tokens": 0})
+    asker.outcome(probe)
 
 
 def runs(daemon: Daemon, request_id: str) -> int:
